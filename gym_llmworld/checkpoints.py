@@ -1,0 +1,56 @@
+"""What stands beside a checkpoint's weights, and where the embedded models lie."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gym_llmworld.errors import CheckpointError
+from gym_llmworld.scenarios import data_folder
+
+CARD_FILE = "llmworld.json"
+PUBLISHED_STYLE = "word2world"
+"""Prompt style of a checkpoint without ``llmworld.json``: the one of the published models."""
+
+
+def embedded_model(world: str) -> str:
+    """Returns the folder of the world model that ships with the package.
+
+    Raises:
+        CheckpointError: This world ships none.
+    """
+    folder = data_folder(world) / "model"
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"no embedded world model for {world!r} in this installation; pass model= (a folder, a "
+            "hub id) or train one: python -m training.sft --help"
+        )
+    return str(folder)
+
+
+def read_card(model: str) -> Mapping[str, Any]:
+    """Returns the ``llmworld.json`` of a checkpoint folder, or an empty mapping.
+
+    Args:
+        model: A folder, or anything else (a hub id, a URL), for which nothing is known locally.
+
+    Raises:
+        CheckpointError: The file is not a JSON object.
+    """
+    file = Path(model) / CARD_FILE
+    if not file.is_file():
+        return {}
+    try:
+        card = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not JSON: {error}") from error
+    if not isinstance(card, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, got {type(card).__name__}")
+    return card
+
+
+def checkpoint_style(model: str) -> str:
+    """Returns the prompt style that a checkpoint was trained on."""
+    return str(read_card(model).get("prompt_style", PUBLISHED_STYLE))

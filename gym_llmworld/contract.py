@@ -1,0 +1,40 @@
+"""What the imagined and the real twin of a world show alike: info keys and rendered frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MAX_ACTION_LENGTH = 1024
+"""Length of the action space in characters; longer actions are answered, as invalid, too."""
+
+
+def world_info(
+    *,
+    admissible: Sequence[str] | None,
+    won: bool,
+    llmworld: Mapping[str, Any],
+    score: float | None = None,
+    max_score: float = 1.0,
+) -> dict[str, Any]:
+    """Returns the info dict of a reset or step; equal episodes give equal infos.
+
+    Args:
+        admissible: Commands the world accepts now; None when nobody knows.
+        won: The episode is solved.
+        llmworld: Who answered (``source``) and how, see the environment classes.
+        score: 0 to ``max_score``; by default 1.0 when won, else 0.0.
+        max_score: Score of a solved episode.
+    """
+    return {
+        "admissible_commands": None if admissible is None else list(admissible),
+        "won": won,
+        "score": float(won) if score is None else score,
+        "max_score": max_score,
+        "llmworld": dict(llmworld),
+    }
+
+
+def frame(action: str | None, observation: str) -> str:
+    """Returns what ``render`` shows: the last action (None after a reset) and its observation."""
+    return observation if action is None else f"> {action}\n{observation}"

@@ -1,0 +1,417 @@
+"""How far an imagined world and its real twin agree: pure functions over text and outcomes.
+
+Three habits hold for every number here. Something that failed stays in the denominator, as a
+failure. An undefined ratio is None, never 0. And n is always part of the result.
+
+Definitions follow Word2World (arXiv 2512.18832, section 4 and its published scripts) where they
+have one, and say so where they go further.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from gym_llmworld.core import Step
+
+DivergenceKind = Literal[
+    "success claimed",
+    "success missed",
+    "no answer",
+    "ended early",
+    "ended late",
+    "action refused",
+    "action accepted",
+    "missing object",
+    "extra object",
+    "wrong object",
+    "wrong state",
+    "other wording",
+]
+
+_Key = TypeVar("_Key", int, str)
+_VERB = re.compile(r"[a-z]+")
+_OBJECT = re.compile(r"\b([a-z]+ \d+)\b")
+_STATES = frozenset(
+    ("open", "opened", "closed", "on", "off", "hot", "cold", "cool", "clean", "sliced", "nothing")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A share of trials.
+
+    Attributes:
+        hits: Trials that came out true.
+        n: All trials, failed ones included.
+    """
+
+    hits: int
+    n: int
+
+    @property
+    def value(self) -> float | None:
+        """``hits / n`` as a fraction, None without trials."""
+        return self.hits / self.n if self.n else None
+
+    @classmethod
+    def of(cls, outcomes: Iterable[bool | None]) -> Rate:
+        """Counts outcomes; None (the trial broke) is a failure, not a smaller n."""
+        counted = [outcome is True for outcome in outcomes]
+        return cls(hits=sum(counted), n=len(counted))
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One predicted turn of a real episode.
+
+    Attributes:
+        step: 1 for the turn that answers the first action.
+        action: What the agent did.
+        previous: The observation that the agent saw before, without a success marker.
+        truth: What the world answered, with the marker when it ended in success.
+        prediction: What the model wrote, None when it gave no complete answer.
+    """
+
+    step: int
+    action: str
+    previous: str
+    truth: str
+    prediction: str | None
+
+    @property
+    def correct(self) -> bool:
+        """Whether the model wrote exactly what the world answered; no answer is wrong."""
+        return self.prediction is not None and exact_match(self.prediction, self.truth)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the world answered something else than the observation before.
+
+        A repeated text that ends in the success marker counts as changed.
+        """
+        return not exact_match(self.previous, self.truth)
+
+
+@dataclass(frozen=True, slots=True)
+class ExactMatch:
+    """Exact match of many turns, whole and in parts, with two baselines that know no world.
+
+    Attributes:
+        all: Over all turns; long episodes weigh more (micro mean, as published).
+        changed: Over turns whose observation differs from the one before.
+        unchanged: Over the others.
+        copy_baseline: A predictor that repeats the observation before; by definition the share of
+            unchanged turns.
+        majority_baseline: A predictor that knows the action's verb and nothing else, and answers
+            the most frequent observation of that verb *in these very turns*: no constant answer per
+            verb can do better.
+        by_step: Per step index, 1 first.
+        by_verb: Per verb of the action, most frequent first.
+    """
+
+    all: Rate
+    changed: Rate
+    unchanged: Rate
+    copy_baseline: Rate
+    majority_baseline: Rate
+    by_step: Mapping[int, Rate]
+    by_verb: Mapping[str, Rate]
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency:
+    """Whether success in the imagined world means success in the real one.
+
+    Attributes:
+        n: Games, each played in all three ways.
+        real: Success of the agent in the real world.
+        wm: Success in the imagined world, as the model claims it.
+        w2r: Success of the imagined episode's actions, replayed in the real world.
+        cr: ``w2r / real``, the published consistency ratio (of rates; it may exceed 1). None when
+            the agent never succeeds in the real world.
+        cr_paired: Share of the really solved games that the replay solves too, ``|real and w2r| /
+            |real|`` (CR_pw of arXiv 2604.13824); None in the same case.
+    """
+
+    n: int
+    real: float | None
+    wm: float | None
+    w2r: float | None
+    cr: float | None
+    cr_paired: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """The first turn where an imagined episode leaves the real one.
+
+    Attributes:
+        step: 1 for the first action.
+        kind: What differs.
+        verb: First word of the action.
+        imagined: Observation of the imagined world.
+        real: Observation of the real world.
+    """
+
+    step: int
+    kind: DivergenceKind
+    verb: str
+    imagined: str
+    real: str
+
+
+def exact_match(prediction: str, truth: str) -> bool:
+    """Returns whether two observations are the same text.
+
+    Word2World's definition: equality after ``strip()``, the success marker included, nothing else
+    normalised.
+    """
+    return prediction.strip() == truth.strip()
+
+
+def action_verb(action: str) -> str:
+    """Returns the leading lower-case word of an action (``"go"``, ``"search"``), or ``"?"``."""
+    match = _VERB.match(action.strip().lower())
+    return match.group() if match else "?"
+
+
+def exact_match_rates(turns: Sequence[Turn]) -> ExactMatch:
+    """Aggregates predicted turns; every rate of an empty part is undefined."""
+    return ExactMatch(
+        all=Rate.of(turn.correct for turn in turns),
+        changed=Rate.of(turn.correct for turn in turns if turn.changed),
+        unchanged=Rate.of(turn.correct for turn in turns if not turn.changed),
+        copy_baseline=Rate.of(not turn.changed for turn in turns),
+        majority_baseline=_majority(turns),
+        by_step=dict(sorted(_grouped((turn.step, turn.correct) for turn in turns).items())),
+        by_verb=_most_frequent_first(
+            _grouped((action_verb(turn.action), turn.correct) for turn in turns)
+        ),
+    )
+
+
+def _majority(turns: Sequence[Turn]) -> Rate:
+    truths: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for turn in turns:
+        truths[action_verb(turn.action)][turn.truth.strip()] += 1
+    return Rate(hits=sum(max(count.values()) for count in truths.values()), n=len(turns))
+
+
+def _grouped(outcomes: Iterable[tuple[_Key, bool]]) -> dict[_Key, Rate]:
+    groups: defaultdict[_Key, list[bool]] = defaultdict(list)
+    for key, outcome in outcomes:
+        groups[key].append(outcome)
+    return {key: Rate.of(group) for key, group in groups.items()}
+
+
+def _most_frequent_first(rates: Mapping[str, Rate]) -> dict[str, Rate]:
+    return dict(sorted(rates.items(), key=lambda item: (-item[1].n, item[0])))
+
+
+def consistency_ratio(w2r: float | None, real: float | None) -> float | None:
+    """Returns ``w2r / real``, or None where it is undefined.
+
+    Both are rates in the same unit; for a table's average row, pass the averaged rates (as
+    published: 59.19 / 61.51 = 0.96), not the mean of the ratios.
+    """
+    if w2r is None or not real:
+        return None
+    return w2r / real
+
+
+def consistency(
+    real: Sequence[bool | None], wm: Sequence[bool | None], w2r: Sequence[bool | None]
+) -> Consistency:
+    """Compares the three outcomes of each game.
+
+    Args:
+        real: ``N`` outcomes of the agent in the real world; None when the trial broke.
+        wm: ``N`` outcomes in the imagined world, same games in the same order.
+        w2r: ``N`` outcomes of replaying the imagined actions.
+
+    Returns:
+        Rates with all ``N`` games in each denominator.
+
+    Raises:
+        ValueError: The three lists do not pair up.
+    """
+    if not len(real) == len(wm) == len(w2r):
+        raise ValueError(
+            "consistency needs one outcome per game and way of playing, got "
+            f"{len(real)} real, {len(wm)} imagined and {len(w2r)} replayed"
+        )
+    real_rate, w2r_rate = Rate.of(real), Rate.of(w2r)
+    both = sum(a is True and b is True for a, b in zip(real, w2r, strict=True))
+    return Consistency(
+        n=len(real),
+        real=real_rate.value,
+        wm=Rate.of(wm).value,
+        w2r=w2r_rate.value,
+        cr=consistency_ratio(w2r_rate.value, real_rate.value),
+        cr_paired=Rate(both, real_rate.hits).value,
+    )
+
+
+def average_consistency(rows: Sequence[Consistency]) -> Consistency:
+    """Returns the unweighted average row of a table, one row per agent.
+
+    As published, its CR is the ratio of the averaged rates. ``cr_paired`` is the mean of the
+    defined ones, None without any; ``n`` is the sum. Rows without games are left out.
+    """
+    rows = [row for row in rows if row.n]
+    real, w2r = _mean(row.real for row in rows), _mean(row.w2r for row in rows)
+    return Consistency(
+        n=sum(row.n for row in rows),
+        real=real,
+        wm=_mean(row.wm for row in rows),
+        w2r=w2r,
+        cr=consistency_ratio(w2r, real),
+        cr_paired=_mean(row.cr_paired for row in rows),
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
+
+
+def pass_at_k(n: int, c: int, k: int) -> float | None:
+    """Returns the unbiased estimate of solving a task at least once in ``k`` tries.
+
+    ``1 - C(n - c, k) / C(n, k)`` (Chen et al. 2021, arXiv 2107.03374, equation 1).
+
+    Args:
+        n: Tries that were made.
+        c: How many of them succeeded.
+        k: Tries that the estimate is for.
+
+    Returns:
+        A probability, or None when fewer than ``k`` tries were made.
+
+    Raises:
+        ValueError: ``k < 1``, or ``c`` is not in ``0..n``.
+    """
+    if k < 1 or not 0 <= c <= n:
+        raise ValueError(f"pass@k needs k >= 1 and 0 <= c <= n, got {n=}, {c=}, {k=}")
+    return None if n < k else 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def divergence_kind(
+    imagined: str,
+    real: str,
+    *,
+    imagined_success: bool = False,
+    real_success: bool = False,
+    rejection: str | None = None,
+) -> DivergenceKind | None:
+    """Names the most telling difference between two answers to the same action.
+
+    Args:
+        imagined: Observation of the imagined world.
+        real: Observation of the real world.
+        imagined_success: The imagined world ended the episode with success.
+        real_success: The real world did.
+        rejection: What the real world answers to an action that it cannot carry out.
+
+    Returns:
+        None when text and success are the same. Otherwise, in this order: a wrong success, no
+        answer at all, a wrong refusal, wrong objects (``name number``, counted), wrong states of
+        the right objects, any other wording.
+    """
+    if imagined_success != real_success:
+        return "success claimed" if imagined_success else "success missed"
+    if exact_match(imagined, real):
+        return None
+    if not imagined.strip():
+        return "no answer"
+    if rejection is not None and exact_match(imagined, rejection):
+        return "action refused"
+    if rejection is not None and exact_match(real, rejection):
+        return "action accepted"
+    return _text_difference(imagined.lower(), real.lower())
+
+
+def _text_difference(imagined: str, real: str) -> DivergenceKind:
+    seen, true = Counter(_OBJECT.findall(imagined)), Counter(_OBJECT.findall(real))
+    if seen != true:
+        if not seen - true:
+            return "missing object"
+        return "extra object" if not true - seen else "wrong object"
+    if _state_words(imagined) != _state_words(real):
+        return "wrong state"
+    return "other wording"
+
+
+def _state_words(text: str) -> Counter[str]:
+    return Counter(word for word in _VERB.findall(text) if word in _STATES)
+
+
+def first_divergence(
+    imagined: Sequence[Step], real: Sequence[Step], *, rejection: str | None = None
+) -> Divergence | None:
+    """Finds where two episodes with the same actions part.
+
+    Args:
+        imagined: Steps of the imagined episode.
+        real: Steps of its replay; shorter when the real world ended first.
+        rejection: What the real world answers to an action that it cannot carry out.
+
+    Returns:
+        The first differing step; None when every step is the same. One episode ending while the
+        other goes on, without a wrong success, is ``"ended early"`` (the imagined one stopped) or
+        ``"ended late"``.
+    """
+    for step, (ours, true) in enumerate(zip(imagined, real, strict=False), start=1):
+        kind = divergence_kind(
+            ours.observation,
+            true.observation,
+            imagined_success=_succeeded(ours),
+            real_success=_succeeded(true),
+            rejection=rejection,
+        )
+        if kind:
+            verb = action_verb(true.action)
+            return Divergence(step, kind, verb, ours.observation, true.observation)
+    if len(imagined) == len(real):
+        return None
+    step = min(len(imagined), len(real)) + 1
+    if len(imagined) > len(real):
+        extra = imagined[step - 1]
+        return Divergence(step, "ended late", action_verb(extra.action), extra.observation, "")
+    extra = real[step - 1]
+    return Divergence(step, "ended early", action_verb(extra.action), "", extra.observation)
+
+
+def _succeeded(step: Step) -> bool:
+    return step.terminated and step.reward > 0
+
+
+def agreement_by_step(
+    pairs: Iterable[tuple[Sequence[str], Sequence[str]]],
+) -> dict[int, Rate]:
+    """Returns the drift of replayed episodes: how often both worlds say the same at step 1, 2, ...
+
+    Args:
+        pairs: Per game, the imagined observations and the real ones of the same actions. Steps that
+            only one of them has count as different.
+    """
+    outcomes = (
+        (step, ours is not None and true is not None and exact_match(ours, true))
+        for imagined, real in pairs
+        for step, (ours, true) in enumerate(itertools.zip_longest(imagined, real), start=1)
+    )
+    return dict(sorted(_grouped(outcomes).items()))
+
+
+def rates_to_json(rates: Mapping[Any, Rate]) -> list[dict[str, Any]]:
+    """Returns grouped rates as rows ``{"key", "value", "hits", "n"}``, in their order."""
+    return [
+        {"key": key, "value": rate.value, "hits": rate.hits, "n": rate.n}
+        for key, rate in rates.items()
+    ]

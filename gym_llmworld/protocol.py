@@ -1,0 +1,176 @@
+"""The text contract between an episode and a language model, in one place.
+
+SFT labels, GRPO prompts, evaluation and the live environment read and write the same bytes, because
+all of them go through `Protocol`. Its chat form is Word2World's (arXiv 2512.18832, section 3.1 and
+appendix A.4): system = initial context, user = action, assistant = observation, and the suffix
+``" [SUCCESS]"`` exactly on the observation that solves the task.
+
+Actions and completions are untrusted. An action that no text world's grammar contains (control
+characters, chat-template tokens, the success marker, nothing at all) never enters a chat: the
+world's own rejection text answers it, which is also what the mirrored engine does with it. A
+completion never raises: `ParseStatus` says how it ended.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gym_llmworld.core import Completion, Episode, Message, Scenario, Step
+from gym_llmworld.errors import DataError
+
+SUCCESS_MARKER = " [SUCCESS]"
+
+# What chat templates use for roles and turn ends, across model families.
+_CONTROL_TOKENS = re.compile(
+    r"<\|[^<>|\s]{1,64}\|>|<(?:start|end)_of_turn>|</?s>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>"
+    r"|<\uff5c[^<>\uff5c]{1,64}\uff5c>"
+)
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_SURROGATES = re.compile(r"[\ud800-\udfff]")
+
+
+class ParseStatus(StrEnum):
+    """How an action was answered.
+
+    Attributes:
+        OK: A complete observation.
+        CUT_OFF: The completion ended before the model ended its turn, or is longer than allowed.
+        EMPTY: The model wrote nothing.
+        CONTEXT: The conversation no longer fits into the model's context; nothing was asked.
+        REJECTED: The action is outside of any text world's grammar; nothing was asked.
+    """
+
+    OK = "ok"
+    CUT_OFF = "cut_off"
+    EMPTY = "empty"
+    CONTEXT = "context"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a completion means.
+
+    Attributes:
+        observation: Without the success marker.
+        success: The model ended its finished turn with the marker.
+        status: How the text ended.
+        confidence: Probability of the completion under the model, in [0, 1]; None when unknown.
+    """
+
+    observation: str
+    success: bool
+    status: ParseStatus
+    confidence: float | None = None
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Turns episodes into chats, and completions into predictions.
+
+    Attributes:
+        style: Name of the prompt style: how ``context`` words a scenario.
+        context: The system message of a scenario.
+        max_action_chars: Longer actions are rejected.
+        max_observation_chars: Longer predictions are cut and count as `ParseStatus.CUT_OFF`.
+    """
+
+    style: str
+    context: Callable[[Scenario], str]
+    max_action_chars: int = 256
+    max_observation_chars: int = 8192
+
+    def admit(self, action: str) -> str | None:
+        """Returns the action as it enters the chat (stripped), or None if it may not enter one."""
+        text = action.strip()
+        if not text or len(text) > self.max_action_chars:
+            return None
+        if _CONTROL_CHARACTERS.search(text) or _SURROGATES.search(text):
+            return None
+        if _CONTROL_TOKENS.search(text) or SUCCESS_MARKER.strip() in text:
+            return None
+        return text
+
+    def encode(self, scenario: Scenario, steps: Sequence[Step], action: str) -> tuple[Message, ...]:
+        """Returns the chat that asks for the observation after ``action``.
+
+        Args:
+            scenario: Where the episode started.
+            steps: What has happened since; rejected actions among them left no trace in the world,
+                and leave none in the chat.
+            action: Admissible in the sense of `admit`.
+
+        Raises:
+            ValueError: ``action`` may not enter a chat.
+        """
+        admitted = self.admit(action)
+        if admitted is None:
+            raise ValueError(
+                f"this action may not enter a chat: {action[:80]!r} (empty, longer than "
+                f"{self.max_action_chars} characters, or with control tokens); answer it with the "
+                "world's rejection text instead"
+            )
+        return (*self._history(scenario, steps), Message("user", admitted))
+
+    def _history(self, scenario: Scenario, steps: Sequence[Step]) -> list[Message]:
+        chat = [Message("system", self.context(scenario))]
+        for step in steps:
+            admitted = self.admit(step.action)
+            if admitted is not None:
+                chat += (Message("user", admitted), Message("assistant", step.observation))
+        return chat
+
+    def target(self, step: Step) -> str:
+        """Returns the text that a perfect world model writes for this step.
+
+        Raises:
+            DataError: The observation itself ends with the marker, so that no text could say so.
+        """
+        if step.observation.endswith(SUCCESS_MARKER):
+            raise DataError(
+                f"an observation ends with the success marker {SUCCESS_MARKER!r}: "
+                f"{step.observation[-80:]!r}; expected plain engine text, with success in "
+                "`terminated` and `reward`"
+            )
+        return step.observation + (SUCCESS_MARKER if step.terminated and step.reward > 0 else "")
+
+    def conversation(self, episode: Episode) -> tuple[Message, ...]:
+        """Returns the whole episode as one training chat; every assistant turn is a label.
+
+        Raises:
+            DataError: See `target`.
+        """
+        chat = self._history(episode.scenario, ())
+        for step in episode.steps:
+            admitted = self.admit(step.action)
+            if admitted is not None:
+                chat += (Message("user", admitted), Message("assistant", self.target(step)))
+        return tuple(chat)
+
+    def decode(self, completion: Completion) -> Prediction:
+        """Reads a completion; never raises."""
+        text, finished = completion.text, completion.finish_reason == "stop"
+        # Only a finished turn can claim success, and only as its exact last characters: an
+        # observation that merely mentions the marker must not end an episode.
+        success = finished and text.endswith(SUCCESS_MARKER)
+        if success:
+            text = text[: -len(SUCCESS_MARKER)]
+        observation = _SURROGATES.sub("\ufffd", _CONTROL_TOKENS.sub("", text))
+        if not observation.strip():
+            return Prediction("", False, ParseStatus.EMPTY, _confidence(completion))
+        if not finished or len(observation) > self.max_observation_chars:
+            cut = observation[: self.max_observation_chars]
+            return Prediction(cut, False, ParseStatus.CUT_OFF, _confidence(completion))
+        return Prediction(observation, success, ParseStatus.OK, _confidence(completion))
+
+
+def _confidence(completion: Completion) -> float | None:
+    if not completion.logprobs:
+        return None
+    # Four digits: the last bits of a log-probability depend on how a batch was padded, and infos
+    # have to be equal when an episode is replayed.
+    return round(math.exp(min(0.0, math.fsum(completion.logprobs))), 4)

@@ -1,0 +1,67 @@
+"""`World`: what the rest of the package needs to know about a mirrored environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gym_llmworld.agents import Agent
+from gym_llmworld.core import Scenario
+from gym_llmworld.errors import CheckpointError
+from gym_llmworld.protocol import Protocol
+
+
+@dataclass(frozen=True)
+class World:
+    """A mirrored environment.
+
+    Attributes:
+        key: As in ``Scenario.world``.
+        title: As in the environment ids, ``LLMWorld-<title>-v0``.
+        rejection: What the engine answers to anything outside its grammar.
+        contexts: Prompt style -> the system message of a scenario.
+        agents: Name -> factory of an agent that knows this world.
+        real_entry_point: ``module:Class`` of the twin.
+        extra: Extra of this package that installs the twin's engine.
+        splits: Names of the scenario splits, the training split first.
+        max_episode_steps: Default step limit of both twins.
+        max_observation_chars: Upper bound of an observation's length.
+        max_tokens: Upper bound of a generated observation, in tokens.
+    """
+
+    key: str
+    title: str
+    rejection: str
+    contexts: Mapping[str, Callable[[Scenario], str]]
+    agents: Mapping[str, Callable[[], Agent]]
+    real_entry_point: str
+    extra: str
+    splits: tuple[str, ...] = ("train", "valid_seen", "valid_unseen")
+    max_episode_steps: int = 50
+    max_observation_chars: int = 8192
+    max_tokens: int = 512
+
+    @property
+    def imagined_id(self) -> str:
+        """Gymnasium id of the learned environment."""
+        return f"LLMWorld-{self.title}-v0"
+
+    @property
+    def real_id(self) -> str:
+        """Gymnasium id of the mirrored environment."""
+        return f"RealWorld-{self.title}-v0"
+
+    def protocol(self, style: str) -> Protocol:
+        """Returns the text contract of a prompt style.
+
+        Raises:
+            CheckpointError: This world has no such style.
+        """
+        if style not in self.contexts:
+            raise CheckpointError(
+                f"{self.title} has no prompt style {style!r}; expected one of "
+                f"{', '.join(self.contexts)} (set by llmworld.json or prompt_style=)"
+            )
+        return Protocol(
+            style, self.contexts[style], max_observation_chars=self.max_observation_chars
+        )
