@@ -134,7 +134,7 @@ class ScriptedAgent:
 
 
 class NoisyAgent:
-    """Lets an explorer overrule another agent now and then, as in DAgger's data (Ross et al., 2011).
+    """Lets an explorer overrule another agent now and then, so that episodes leave the best path.
 
     Args:
         base: Who acts otherwise; learns what was done in its place if it is `Overrulable`.
@@ -263,8 +263,9 @@ def _typo(command: str, nouns: Sequence[str], rng: np.random.Generator) -> str:
         return command + "x"
     place = int(rng.integers(len(command) - 1))
     head, pair, tail = command[:place], command[place : place + 2], command[place + 2 :]
-    spoilt = (pair[::-1], pair[0], pair + pair[1], chr(ord("a") + int(rng.integers(26))) + pair[1])
-    return head + spoilt[int(rng.integers(len(spoilt)))] + tail
+    other = chr(ord("a") + int(rng.integers(26)))
+    spoilt = [s for s in (pair[::-1], pair[0], pair + pair[1], other + pair[1]) if s != pair]
+    return head + _pick(spoilt, rng) + tail
 
 
 def _wrong_number(command: str, nouns: Sequence[str], rng: np.random.Generator) -> str:

@@ -10,15 +10,15 @@ from __future__ import annotations
 import fcntl
 import gzip
 import hashlib
-import io
 import json
 import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, BinaryIO, TypeVar, cast
 
 from gym_llmworld.core import Episode, Scenario
 from gym_llmworld.errors import DataError
@@ -97,11 +97,11 @@ def write_scenarios(path: str | os.PathLike[str], scenarios: Iterable[Scenario])
     return count
 
 
-def _compressed(raw: BinaryIO, target: Path) -> BinaryIO:
+def _compressed(raw: BinaryIO, target: Path) -> AbstractContextManager[IO[bytes]]:
     if target.suffix != ".gz":
-        return raw
+        return nullcontext(raw)
     # Without a time stamp and a name, the same scenarios give the same bytes.
-    return gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)  # type: ignore[return-value]
+    return cast("IO[bytes]", gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0))
 
 
 class EpisodeWriter:
@@ -123,8 +123,8 @@ class EpisodeWriter:
         self.path = Path(path)
         if self.path.suffix == ".gz":
             raise ValueError(
-                f"cannot append episodes to {self.path}: a gzip file that is cut off loses more than "
-                f"its last line. Write {self.path.with_suffix('')} and compress it afterwards"
+                f"cannot append episodes to {self.path}: a gzip file that is cut off loses more "
+                f"than its last line. Write {self.path.with_suffix('')} and compress it afterwards"
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._durable = durable
@@ -306,20 +306,20 @@ def _read(
                     _warn_truncated(path, number, len(line))
                     return
                 raise DataError(
-                    f"{path}, line {number}: not JSON ({error}); expected one JSON object per line, "
-                    f"got {line[:60]!r}. Remove the line, or restore the file"
+                    f"{path}, line {number}: not JSON ({error}); expected one JSON object per "
+                    f"line, got {line[:60]!r}. Remove the line, or restore the file"
                 ) from error
             check(row, place)
             yield row, build(row)
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
-        return io.BufferedReader(gzip.open(path, "rb"))  # type: ignore[arg-type]
+        return cast("IO[bytes]", gzip.open(path, "rb"))
     return path.open("rb")
 
 
-def _numbered(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes, bool]]:
+def _numbered(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes, bool]]:
     """Yields line number, line and whether it is the last, one line behind the reader."""
     number, held = 0, b""
     try:
@@ -340,10 +340,13 @@ def _numbered(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes, bool]]:
 
 def _warn_truncated(path: Path, number: int, length: int) -> None:
     warnings.warn(
-        f"{path}, line {number}: cut off after {length} bytes, as a killed writer leaves it; skipped",
+        f"{path}, line {number}: cut off after {length} bytes, as by a killed writer; skipped",
         TruncatedLine,
         stacklevel=4,
     )
+
+
+_MISSING = object()
 
 
 class _Place:
@@ -354,15 +357,12 @@ class _Place:
 
     def fail(self, field: str, expected: str, actual: object) -> DataError:
         """Builds the error for a field."""
-        shown = repr(actual)
+        shown = "nothing" if actual is _MISSING else repr(actual)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
         return DataError(
             f"{self._path}, line {self._line}, field {field!r}: expected {expected}, got {shown}. "
             "Write the file with EpisodeWriter or write_scenarios, or correct the line"
         )
-
-
-_MISSING = object()
 
 
 def _check_fields(
@@ -373,8 +373,6 @@ def _check_fields(
     for name, kinds in fields.items():
         value = row.get(name, _MISSING)
         wanted = kinds if isinstance(kinds, tuple) else (kinds,)
-        if value is _MISSING:
-            raise place.fail(prefix + name, _kind_names(wanted), "nothing")
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
             raise place.fail(prefix + name, _kind_names(wanted), value)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gym_llmworld.backends import load_backend
+from gym_llmworld import backends
 from gym_llmworld.backends.base import Backend
 from gym_llmworld.checkpoints import checkpoint_style, embedded_model
 from gym_llmworld.contract import world_info
@@ -127,7 +127,7 @@ class Imagination:
         sampling = Sampling(temperature, top_p, max_tokens or spec.max_tokens)
         name = embedded_model(world) if model is None else model
         protocol = spec.protocol(prompt_style or checkpoint_style(name))
-        engine = load_backend(name, backend, **(backend_options or {}))
+        engine = backends.load_backend(name, backend, **(backend_options or {}))
         return cls(spec, protocol, engine, store, split, sampling)
 
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any] | None) -> Session:

@@ -13,7 +13,7 @@ import itertools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -33,6 +33,9 @@ DivergenceKind = Literal[
     "wrong state",
     "other wording",
 ]
+
+Progress = Callable[[int, int], None]
+"""Told, now and then, how much is done and how much there is."""
 
 _Key = TypeVar("_Key", int, str)
 _VERB = re.compile(r"[a-z]+")
@@ -155,15 +158,11 @@ class Divergence:
         step: 1 for the first action.
         kind: What differs.
         verb: First word of the action.
-        imagined: Observation of the imagined world.
-        real: Observation of the real world.
     """
 
     step: int
     kind: DivergenceKind
     verb: str
-    imagined: str
-    real: str
 
 
 def exact_match(prediction: str, truth: str) -> bool:
@@ -376,16 +375,13 @@ def first_divergence(
             rejection=rejection,
         )
         if kind:
-            verb = action_verb(true.action)
-            return Divergence(step, kind, verb, ours.observation, true.observation)
+            return Divergence(step, kind, action_verb(true.action))
     if len(imagined) == len(real):
         return None
-    step = min(len(imagined), len(real)) + 1
-    if len(imagined) > len(real):
-        extra = imagined[step - 1]
-        return Divergence(step, "ended late", action_verb(extra.action), extra.observation, "")
-    extra = real[step - 1]
-    return Divergence(step, "ended early", action_verb(extra.action), "", extra.observation)
+    late = len(imagined) > len(real)
+    longer, played = (imagined, len(real)) if late else (real, len(imagined))
+    kind = "ended late" if late else "ended early"
+    return Divergence(played + 1, kind, action_verb(longer[played].action))
 
 
 def _succeeded(step: Step) -> bool:

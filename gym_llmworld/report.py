@@ -1,7 +1,7 @@
-"""Results for people: one self-contained HTML file, and tables for the terminal.
+"""Results for people, as one self-contained HTML file.
 
-The HTML needs no network and no script. Observations come from a model, so every text is escaped and
-a content-security policy forbids whatever might slip through.
+It needs no network and no script. Observations come from a model, so every text is escaped
+and a content-security policy forbids whatever might slip through.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from typing import Any
 
 _RATE_LABELS = {"real": "Real", "wm": "WM", "w2r": "W2R"}
-_EM_LABELS = {
+EM_LABELS = {
     "all": "all turns",
     "changed": "changed observations",
     "unchanged": "unchanged observations",
@@ -47,40 +44,11 @@ class Transcript:
 
 def number(value: float | None, digits: int = 3) -> str:
     """Returns a figure for people; undefined ones are a dash."""
-    return "–" if value is None else f"{value:.{digits}f}"  # noqa: RUF001
+    return "\u2013" if value is None else f"{value:.{digits}f}"
 
 
-def comparison_table(comparison: Mapping[str, Any]) -> Table:
-    """Returns the terminal table of a ``llmworld compare`` result."""
-    table = _table(f"{comparison['env_id']} against the real world", "agent")
-    for heading in ("Real", "WM", "W2R", "CR", "CR paired", "n", "errors"):
-        table.add_column(heading, justify="right")
-    for name, row in _agent_rows(comparison):
-        figures = [number(row[key]) for key in ("real", "wm", "w2r", "cr", "cr_paired")]
-        table.add_row(name, *figures, str(row["n"]), str(row.get("errors", 0)))
-    return table
-
-
-def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
-    """Returns the terminal table of a ``llmworld evaluate`` result."""
-    table = _table(f"Exact match of {evaluation['model']}", "turns")
-    for heading in ("EM", "n"):
-        table.add_column(heading, justify="right")
-    for key, label in _EM_LABELS.items():
-        n = evaluation["counts"][key]["n"]
-        table.add_row(label, number(evaluation["em"][key], 4), str(n))
-    return table
-
-
-def _table(title: str, first: str) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column(first)
-    return table
-
-
-def _agent_rows(comparison: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+def agent_rows(comparison: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Returns the rows of a comparison's table: the agents, then their average if it says more."""
     rows = list(comparison["agents"].items())
     if len(rows) > 1 and "average" in comparison:
         rows.append(("average", comparison["average"]))
@@ -153,7 +121,7 @@ def html_report(
 def _comparison_sections(comparison: Mapping[str, Any]) -> list[str]:
     rows = [
         [name, *(number(row[k]) for k in ("real", "wm", "w2r", "cr", "cr_paired")), str(row["n"])]
-        for name, row in _agent_rows(comparison)
+        for name, row in agent_rows(comparison)
     ]
     parts = [
         _facts({"environment": comparison["env_id"], "model": comparison["model"]}),
@@ -191,7 +159,7 @@ def _divergence_section(agents: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _evaluation_sections(evaluation: Mapping[str, Any]) -> list[str]:
     em, counts = evaluation["em"], evaluation["counts"]
-    rows = [[label, number(em[key], 4), str(counts[key]["n"])] for key, label in _EM_LABELS.items()]
+    rows = [[label, number(em[key], 4), str(counts[key]["n"])] for key, label in EM_LABELS.items()]
     series = {"exact match": _points(evaluation["by_step"])}
     verbs = [[r["key"], number(r["value"], 4), str(r["n"])] for r in evaluation["by_verb"]]
     return [
@@ -338,33 +306,58 @@ _PAGE = """<!doctype html>
 """
 
 _STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--soft:#5b6570;--paper:#fff;--panel:#f4f6f8;--line:#d5dbe1;
---accent:#1f6feb;--warn:#fff1c2;--mark:#ffc9c0}
-@media(prefers-color-scheme:dark){:root{--ink:#e6e9ed;--soft:#9aa5b1;--paper:#14171b;--panel:#1e2329;
---line:#363d46;--accent:#6ea8ff;--warn:#3d3415;--mark:#7a2e24}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
-main{max-width:60rem;margin:0 auto;padding:1rem}
-h1{font-size:1.5rem;line-height:1.25}h2{font-size:1.2rem;margin-top:2.2rem}h3{font-size:1rem;margin:1rem 0 .3rem}
-.note,figcaption,dt{color:var(--soft)}.note{overflow-wrap:anywhere;font-family:ui-monospace,monospace;font-size:.85rem}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:0}dd{margin:0;overflow-wrap:anywhere}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;margin:.6rem 0;font-variant-numeric:tabular-nums}
-th,td{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:right}
-th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:600}
-.bar{display:grid;grid-template-columns:minmax(6rem,14rem) 1fr 3rem;gap:.6rem;align-items:center;margin:.15rem 0}
-.bar svg{width:100%;height:.9rem}.bar b{font-weight:600;font-variant-numeric:tabular-nums}
-.track{fill:var(--panel)}.fill{fill:var(--accent)}
-figure{margin:1rem 0}.chart{width:100%;max-width:40rem;height:auto}
-.chart text{fill:var(--soft);font-size:12px}.grid{stroke:var(--line)}
-.line{fill:none;stroke:var(--accent);stroke-width:2}.chart circle{fill:var(--accent)}
-details{border:1px solid var(--line);border-radius:.5rem;margin:.6rem 0;padding:.5rem .8rem}
-summary{cursor:pointer;overflow-wrap:anywhere}
-pre,.pair,.action{font:.85rem/1.45 ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
-.opening{background:var(--panel);padding:.6rem;border-radius:.4rem}
-.action{margin-top:.6rem;font-weight:600}
-.pair{display:grid;grid-template-columns:1fr 1fr;gap:.6rem}
-.pair>div{background:var(--panel);border-radius:.4rem;padding:.4rem .6rem}
-.head>div{background:none;color:var(--soft);padding:0 .6rem}
-.differs>div{background:var(--warn)}mark{background:var(--mark);color:inherit;border-radius:.2rem}
-@media(max-width:36rem){.pair{grid-template-columns:1fr}.bar{grid-template-columns:7rem 1fr 2.6rem}}
+:root { color-scheme: light dark;
+  --ink: #1b1f24; --soft: #5b6570; --paper: #fff; --panel: #f4f6f8; --line: #d5dbe1;
+  --accent: #1f6feb; --warn: #fff1c2; --mark: #ffc9c0; }
+@media (prefers-color-scheme: dark) { :root {
+  --ink: #e6e9ed; --soft: #9aa5b1; --paper: #14171b; --panel: #1e2329; --line: #363d46;
+  --accent: #6ea8ff; --warn: #3d3415; --mark: #7a2e24; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.5rem; line-height: 1.25; }
+h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
+.note, figcaption, dt { color: var(--soft); }
+.note { overflow-wrap: anywhere; font: .85rem/1.45 ui-monospace, monospace; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: 0; }
+dd { margin: 0; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; margin: .6rem 0; }
+table, .bar b { font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+th { color: var(--soft); font-weight: 600; }
+.bar { display: grid; grid-template-columns: minmax(6rem, 14rem) 1fr 3rem; gap: .6rem;
+  align-items: center; margin: .15rem 0; }
+.bar svg { width: 100%; height: .9rem; }
+.bar b { font-weight: 600; }
+.track { fill: var(--panel); }
+.fill { fill: var(--accent); }
+figure { margin: 1rem 0; }
+.chart { width: 100%; max-width: 40rem; height: auto; }
+.chart text { fill: var(--soft); font-size: 12px; }
+.chart circle { fill: var(--accent); }
+.grid { stroke: var(--line); }
+.line { fill: none; stroke: var(--accent); stroke-width: 2; }
+details { border: 1px solid var(--line); border-radius: .5rem; margin: .6rem 0;
+  padding: .5rem .8rem; }
+summary { cursor: pointer; overflow-wrap: anywhere; }
+pre, .pair, .action { font: .85rem/1.45 ui-monospace, monospace; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+.opening, .pair > div { background: var(--panel); border-radius: .4rem; padding: .4rem .6rem; }
+.action { margin-top: .6rem; font-weight: 600; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem; }
+.pair.head > div { background: none; color: var(--soft); padding: 0 .6rem; }
+.pair.differs > div { background: var(--warn); }
+mark { background: var(--mark); color: inherit; border-radius: .2rem; }
+@media (max-width: 36rem) {
+  .pair { grid-template-columns: 1fr; gap: .2rem; }
+  .pair.head { display: none; }
+  .pair > div::before { color: var(--soft); }
+  .pair > div:first-child::before { content: "imagined: "; }
+  .pair > div:last-child::before { content: "real: "; }
+  .bar { grid-template-columns: 7rem 1fr 2.6rem; }
+}
 """

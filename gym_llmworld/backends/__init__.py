@@ -1,0 +1,180 @@
+"""Who writes the next observation.
+
+`load_backend` is the only way in. Environments of one process that name the same model and options
+share one engine: it is loaded once, and closed when the last of them is closed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gym_llmworld.backends.base import Backend, BackendStats, Engine, Scorer
+from gym_llmworld.backends.scripted import ScriptedBackend, load_script
+from gym_llmworld.core import Completion, Message, Sampling
+from gym_llmworld.errors import BackendError
+
+__all__ = [
+    "Backend",
+    "BackendConfig",
+    "BackendStats",
+    "Engine",
+    "Scorer",
+    "ScriptedBackend",
+    "SharedBackend",
+    "load_backend",
+]
+
+BACKENDS = ("auto", "hf", "scripted")
+_SCRIPTED = "scripted:"
+_FORMS = (
+    "a checkpoint folder, a Hugging Face hub id ('owner/name') or 'scripted:module:function'"
+)
+
+
+@dataclass(frozen=True)
+class BackendConfig:
+    """What identifies an engine within a process, and rebuilds it in another one.
+
+    Attributes:
+        model: A folder is absolute.
+        backend: ``"hf"`` or ``"scripted"``, never ``"auto"``.
+        options: Keyword arguments of the backend, sorted by name.
+    """
+
+    model: str
+    backend: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def resolve(cls, model: str, backend: str = "auto", **options: Any) -> BackendConfig:
+        """Decides who serves a model.
+
+        Raises:
+            ValueError: Unknown backend, or a form of ``model`` that it cannot serve.
+        """
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        if not model or "://" in model:
+            raise ValueError(f"model={model!r}: expected {_FORMS}")
+        scripted = model.startswith(_SCRIPTED)
+        if backend != "auto" and scripted != (backend == "scripted"):
+            raise ValueError(f"model={model!r} cannot be served by backend={backend!r}")
+        folder = Path(model).expanduser()
+        if not scripted and folder.is_dir():
+            model = str(folder.resolve())
+        kind = "scripted" if scripted else "hf"
+        return cls(model, kind, tuple(sorted(options.items())))
+
+
+class SharedBackend:
+    """One engine for all who name the same configuration.
+
+    Every `load_backend` and every deep copy holds one reference, every `close` gives one back, and
+    the last one frees the engine. Used again after that, it loads the engine again. Pickled, it
+    becomes the shared engine of the process that unpickles it.
+
+    Attributes:
+        config: What it is shared by.
+        name: Of the engine.
+        max_context: Of the engine, in tokens.
+    """
+
+    def __init__(self, config: BackendConfig) -> None:
+        self.config = config
+        self.name = config.model
+        self.max_context: int | None = None
+        self._engine: Engine | None = None
+        self._references = 0
+        self._lock = threading.RLock()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine itself, loaded if need be; a `Scorer` where the backend can score."""
+        with self._lock:
+            if self._engine is None:
+                self._engine = _load(self.config)
+                self.name = self._engine.name
+                self.max_context = self._engine.max_context
+            return self._engine
+
+    @property
+    def stats(self) -> BackendStats:
+        """What the engine has done since it was loaded."""
+        return self.engine.stats
+
+    def acquire(self) -> SharedBackend:
+        """Adds a reference, and loads the engine for the first one.
+
+        Raises:
+            CheckpointError: The model cannot serve as a world model.
+            MissingDependency: The backend needs an extra that is not installed.
+        """
+        with self._lock:
+            _ = self.engine
+            self._references += 1
+        return self
+
+    def generate(
+        self, chats: Sequence[Sequence[Message]], samplings: Sequence[Sampling]
+    ) -> list[Completion | BackendError]:
+        """See `Backend.generate`."""
+        return self.engine.generate(chats, samplings)
+
+    def close(self) -> None:
+        """Gives one reference back."""
+        with self._lock:
+            self._references = max(0, self._references - 1)
+            if self._references == 0 and self._engine is not None:
+                self._engine.close()
+                self._engine = None
+
+    def __deepcopy__(self, memo: dict[int, object]) -> SharedBackend:
+        """A copied environment shares the engine, and closes its own reference."""
+        return self.acquire()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process shares its own engine."""
+        return (_acquire, (self.config,))
+
+
+_SHARED: dict[BackendConfig, SharedBackend] = {}
+_SHARED_LOCK = threading.Lock()
+
+
+def load_backend(model: str, backend: str = "auto", **options: Any) -> SharedBackend:
+    """Returns the process's engine for a model, loading it if this is its first user.
+
+    Args:
+        model: A checkpoint folder, a Hugging Face hub id, or ``"scripted:module:function"``.
+        backend: ``"auto"``, or the backend that must serve it: ``"hf"``, ``"scripted"``.
+        **options: Keyword arguments of the backend (`gym_llmworld.backends.hf.HFBackend`); plain
+            values, because engines are shared by them.
+
+    Raises:
+        ValueError: Unknown backend, or a form of ``model`` that no backend serves.
+        TypeError: An option that the backend does not have.
+        CheckpointError: The model cannot serve as a world model; the message says what is missing.
+        MissingDependency: The backend needs an extra that is not installed.
+    """
+    return _acquire(BackendConfig.resolve(model, backend, **options))
+
+
+def _acquire(config: BackendConfig) -> SharedBackend:
+    with _SHARED_LOCK:
+        shared = _SHARED.setdefault(config, SharedBackend(config))
+    return shared.acquire()
+
+
+def _load(config: BackendConfig) -> Engine:
+    options = dict(config.options)
+    if config.backend == "scripted":
+        if options:
+            raise TypeError(f"backend 'scripted' takes no option, got {sorted(options)[0]!r}")
+        return load_script(config.model.removeprefix(_SCRIPTED))
+    from gym_llmworld.backends.loading import load_hf
+
+    return load_hf(config.model, options)

@@ -7,10 +7,36 @@ speed (key/value prefixes) never changes what it answers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from gym_llmworld.core import Completion, Message, Sampling
 from gym_llmworld.errors import BackendError
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStats:
+    """What an engine has done since it was loaded, for all who share it.
+
+    Attributes:
+        calls: Batched calls.
+        requests: Conversations in those calls.
+        prompt_tokens: Tokens of their prompts.
+        cached_tokens: Those of them that were not computed again.
+        generated_tokens: Tokens written, end-of-turn tokens included.
+        forwards: Forward passes of the model.
+        evictions: Conversations whose keys and values made room for others.
+        cache_bytes: Memory that keys and values take up now.
+    """
+
+    calls: int = 0
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    forwards: int = 0
+    evictions: int = 0
+    cache_bytes: int = 0
 
 
 @runtime_checkable
@@ -40,4 +66,34 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Releases what the backend holds; calling it twice is fine."""
+        ...
+
+
+@runtime_checkable
+class Engine(Backend, Protocol):
+    """A backend that can be shared: it says what it has done."""
+
+    @property
+    def stats(self) -> BackendStats:
+        """What was done since loading."""
+        ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Tells how probable a given completion is."""
+
+    def score(
+        self, chats: Sequence[Sequence[Message]], targets: Sequence[str]
+    ) -> list[tuple[float, ...] | BackendError]:
+        """Scores one target per chat under the untempered model (teacher forcing).
+
+        Args:
+            chats: ``B`` conversations that end with a user message.
+            targets: ``B`` texts that the model might have written.
+
+        Returns:
+            For each chat the natural log-probability of every token of its target, the end-of-turn
+            token included, or its error in its place.
+        """
         ...

@@ -10,9 +10,10 @@ The same `GameSpec` always gives the same bytes.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -225,12 +226,10 @@ def _placeable(room: Room) -> tuple[str, ...]:
 
 
 def sample_specs(split: str, n: int, seed: int = 0) -> list[GameSpec]:
-    """Draws tasks with their game seeds: task types in turn, rooms, objects and places at random.
-
-    The seeds of different splits never coincide. A longer list starts with the shorter one.
+    """Draws tasks with their game seeds; see `spec_stream`. A longer list starts with the shorter.
 
     Args:
-        split: ``train``, ``valid_seen`` (the rooms of ``train``, other games) or ``valid_unseen``.
+        split: ``train``, ``valid_seen`` or ``valid_unseen``.
         n: How many.
         seed: Of the draw.
 
@@ -238,23 +237,40 @@ def sample_specs(split: str, n: int, seed: int = 0) -> list[GameSpec]:
         ScenarioError: There is no such split.
         MissingDependency: alfworld is not installed.
     """
+    return list(itertools.islice(spec_stream(split, seed), n))
+
+
+def spec_stream(split: str, seed: int = 0) -> Iterator[GameSpec]:
+    """Draws without end: task types in turn; rooms, objects, places and game seeds at random.
+
+    ``valid_seen`` plays in the rooms of ``train`` with other games: the seeds of different splits
+    never coincide.
+
+    Raises:
+        ScenarioError: There is no such split.
+        MissingDependency: alfworld is not installed.
+    """
+    scenes = scenes_of(split)
+    return _draw_specs(split, seed, scenes)
+
+
+def _draw_specs(split: str, seed: int, scenes: Sequence[int]) -> Iterator[GameSpec]:
     draw = Draw(f"specs {GENERATOR_VERSION} {split} {seed}")
-    by_type = {
-        kind: [scene for scene in scenes_of(split) if any(t.type == kind for t in tasks_of(scene))]
+    rooms = {
+        kind: [scene for scene in scenes if any(task.type == kind for task in tasks_of(scene))]
         for kind in TASK_TYPES
     }
-    specs: list[GameSpec] = []
-    seen: set[str] = set()
-    while len(specs) < n:
-        kind = TASK_TYPES[len(specs) % len(TASK_TYPES)]
-        tasks = [task for task in tasks_of(draw.pick(by_type[kind])) if task.type == kind]
-        thing = draw.pick(sorted({task.object for task in tasks}))
-        task = draw.pick([task for task in tasks if task.object == thing])
-        game_seed = draw.below(10**9) * len(SPLITS) + SPLITS.index(split)
-        if (key := f"{task}/{game_seed}") not in seen:
-            seen.add(key)
-            specs.append(GameSpec(str(task), game_seed))
-    return specs
+    seen: set[GameSpec] = set()
+    for kind in itertools.cycle(TASK_TYPES):
+        spec = None
+        while spec is None or spec in seen:
+            tasks = [task for task in tasks_of(draw.pick(rooms[kind])) if task.type == kind]
+            thing = draw.pick(sorted({task.object for task in tasks}))
+            task = draw.pick([task for task in tasks if task.object == thing])
+            game_seed = draw.below(10**9) * len(SPLITS) + SPLITS.index(split)
+            spec = GameSpec(str(task), game_seed)
+        seen.add(spec)
+        yield spec
 
 
 def split_of(spec: GameSpec) -> str:

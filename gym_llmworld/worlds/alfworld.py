@@ -38,9 +38,18 @@ def _engine_line(receptacle: Mapping[str, Any]) -> str:
     return f"The {name} is {state}. In it, you see {contents}."
 
 
+def _all_of(names: Sequence[str]) -> str:
+    return ", ".join(f"the {name}" for name in names[:-1]) + f", and the {names[-1]}"
+
+
 def engine_context(scenario: Scenario) -> str:
     """Words a scenario for the embedded models: a sentence per receptacle, then the task."""
     lines = [_engine_line(receptacle) for receptacle in scenario.hidden["receptacles"]]
+    # Standing at one of a group, the agent already is at the others: going there does nothing.
+    lines += [
+        f"You reach {_all_of(group)} from one place."
+        for group in scenario.hidden.get("together", ())
+    ]
     toggles = scenario.hidden.get("toggles", {})
     lines += [f"The {name} is on." for name, is_on in toggles.items() if is_on]
     return "\n".join([*lines, TASK_PREFIX + scenario.instruction])

@@ -1,7 +1,8 @@
 """ALFWorld players that read text only.
 
-They know what a good player knows (what the observations mean, how the six kinds of task are solved)
-and look at nothing but observations, so that they play the mirrored engine and an imagined world alike.
+They know what a good player knows (what the observations mean, how the six kinds of task are
+solved) and look at nothing but observations, so that they play the mirrored engine and an imagined
+world alike.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,8 +98,8 @@ class AlfworldGoal:
             if match:
                 return cls(task_type, match[1], match[2])
         raise ScenarioError(
-            f"scenario {scenario.id!r}: cannot read a goal from {scenario.instruction!r}; expected an "
-            "ALFWorld template such as 'put a hot plate in cabinet.', or task_type, object and "
+            f"scenario {scenario.id!r}: cannot read a goal from {scenario.instruction!r}; expected "
+            "an ALFWorld template such as 'put a hot plate in cabinet.', or task_type, object and "
             "receptacle in `real`"
         )
 
@@ -186,15 +188,16 @@ class AlfworldBelief:
 
     def refuse(self, command: str) -> None:
         """Takes in that a command did nothing: drops a belief under which it would have worked."""
-        verb, *names = (command.split(" ", 1)[0], *_THING.findall(command))
+        verb, names, here = command.partition(" ")[0], _THING.findall(command), self.here
         if verb == "go" and names and names[0] in self.places:
             # Nobody goes where they stand already; some receptacles share a standing point.
             self.location = names[0]
-        elif verb == "open" and names[:1] == [self.location] and self.here is not None:
-            self.here.is_open = None
-        elif verb == "take" and names[1:] == [self.location] and self.held is None and self.here:
-            if names[0] in (self.here.contents or ()):
-                self.here.contents = None
+        elif here is None or names[-1:] != [self.location]:
+            return
+        elif verb == "open":
+            here.is_open = None
+        elif verb == "take" and self.held is None and names[0] in self.within_reach():
+            here.contents = None
 
     def _see_room(self, observation: str) -> None:
         room = _ROOM.search(observation)
@@ -341,7 +344,7 @@ class AlfworldExpert:
         return sorted((n for n in belief.places if kind_of(n) == goal.place), key=cost)
 
     def _fetchable(self, destination: str) -> list[tuple[str, str]]:
-        """Returns the objects worth fetching: treated ones first, then what is near and in sight."""
+        """Returns the objects worth fetching: treated ones first, then what is near."""
         goal, belief = self._goal, self._belief
 
         def cost(found: tuple[str, str]) -> tuple[bool, bool, bool]:
@@ -359,10 +362,9 @@ class AlfworldExpert:
         lamps = belief.find(goal.place)
         if not belief.held:
             # What lies beside a lamp need not be carried to one.
-            lit_places = {name for _, name in lamps}
-            for thing, name in sorted(
-                belief.find(goal.target), key=lambda f: f[1] not in lit_places
-            ):
+            lamp_places = {name for _, name in lamps}
+            targets = sorted(belief.find(goal.target), key=lambda f: f[1] not in lamp_places)
+            for thing, name in targets:
                 yield from self._fetch(thing, name)
         else:
             for lamp, name in lamps:
@@ -433,7 +435,7 @@ class AlfworldExplorer:
     """Tries plausible commands at random, from the names it has read so far.
 
     Args:
-        tour: Visit and open every receptacle once, in random order, with few other commands between.
+        tour: Visit and open every receptacle once, in random order, with little else between.
         name: What episodes call it.
     """
 
@@ -443,25 +445,33 @@ class AlfworldExplorer:
         self._belief = AlfworldBelief()
         self._rng = np.random.default_rng(0)
         self._stale: set[str] = set()
+        self._last: str | None = None
 
     def reset(self, scenario: Scenario, seed: int) -> None:
         """Starts an episode."""
         self._belief = AlfworldBelief()
         self._rng = np.random.default_rng(seed)
         self._stale = set()
+        self._last = None
 
     def act(self, observation: str, info: Mapping[str, Any]) -> str:
         """Draws a command."""
         belief = self._belief
         belief.update(observation)
+        if self._last is not None and observation.strip() == _REFUSED:
+            belief.refuse(self._last)
         for match in (_TAKEN.search(observation), _MOVED.search(observation)):
             if match:
                 self._stale.add(match[2])
         if _ON.search(observation) or _IN.search(observation):
             self._stale.discard(belief.location or "")
-        if self._tour and self._rng.random() >= 0.15:
-            return self._next_stop()
-        return self._draw(self._menu())
+        touring = self._tour and self._rng.random() >= 0.15
+        self._last = self._next_stop() if touring else self._draw(self._menu())
+        return self._last
+
+    def overruled(self, action: str) -> None:
+        """Notes what was really done."""
+        self._last = action
 
     def _next_stop(self) -> str:
         belief = self._belief
@@ -474,7 +484,10 @@ class AlfworldExplorer:
 
     def _menu(self) -> list[tuple[float, str]]:
         """Returns weights and commands: the likely ones, and a few that a player gets wrong."""
-        return [(1.0, "look"), (0.8, "inventory"), (0.1, "help")] + [
+        return [
+            (1.0, "look"),
+            (0.8, "inventory"),
+            (0.15, "help"),
             *self._travel(),
             *self._handle_place(),
             *self._handle_things(),
@@ -551,13 +564,18 @@ def _noisy(p: float, name: str) -> Agent:
     return NoisyAgent(AlfworldExpert(), p, AlfworldExplorer(), name=name)
 
 
+def _corrupted() -> Agent:
+    return CorruptedAgent(_noisy(0.2, "noisy"), 0.35)
+
+
+# Partials rather than lambdas, so that collection can send them to worker processes.
 ALFWORLD_AGENTS: dict[str, Callable[[], Agent]] = {
     "expert": AlfworldExpert,
-    "search": lambda: AlfworldExpert(privileged=False),
-    "noisy": lambda: _noisy(0.3, "noisy"),
-    "noisy50": lambda: _noisy(0.5, "noisy50"),
+    "search": partial(AlfworldExpert, privileged=False),
+    "noisy": partial(_noisy, 0.3, "noisy"),
+    "noisy50": partial(_noisy, 0.5, "noisy50"),
     "random": AlfworldExplorer,
-    "tour": lambda: AlfworldExplorer(tour=True),
-    "corrupted": lambda: CorruptedAgent(_noisy(0.2, "noisy"), 0.35),
+    "tour": partial(AlfworldExplorer, tour=True),
+    "corrupted": _corrupted,
     "plan": ScriptedAgent,
 }

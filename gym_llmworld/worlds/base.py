@@ -10,6 +10,9 @@ from gym_llmworld.core import Scenario
 from gym_llmworld.errors import CheckpointError
 from gym_llmworld.protocol import Protocol
 
+GIVEN_CONTEXT = "context"
+"""Key of ``Scenario.hidden`` under which a finished context stands; every style passes it on."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -62,6 +65,11 @@ class World:
                 f"{self.title} has no prompt style {style!r}; expected one of "
                 f"{', '.join(self.contexts)} (set by llmworld.json or prompt_style=)"
             )
-        return Protocol(
-            style, self.contexts[style], max_observation_chars=self.max_observation_chars
-        )
+        context = self.contexts[style]
+
+        def worded(scenario: Scenario) -> str:
+            # Published data sets carry the finished context, without the facts behind it.
+            given = scenario.hidden.get(GIVEN_CONTEXT)
+            return context(scenario) if given is None else str(given)
+
+        return Protocol(style, worded, max_observation_chars=self.max_observation_chars)

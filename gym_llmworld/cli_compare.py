@@ -1,0 +1,182 @@
+"""``llmworld compare`` and ``llmworld demo``: imagined against real, as numbers and as pages."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from gym_llmworld import report
+from gym_llmworld.agents import Agent
+from gym_llmworld.cli_output import console, progress_bar, say, write_json
+from gym_llmworld.cli_play import watch
+from gym_llmworld.cli_tables import comparison_table, evaluation_table
+from gym_llmworld.cli_worlds import (
+    EMBEDDED,
+    agent_makers,
+    held_out,
+    imagined_options,
+    open_model,
+)
+from gym_llmworld.comparison import Comparison, Trial, compare
+from gym_llmworld.core import Episode, Scenario
+from gym_llmworld.evaluation import evaluate_episodes
+from gym_llmworld.worlds import World
+
+TRANSCRIPTS = 12
+DEMO_AGENTS = "expert,noisy"
+
+
+def transcripts(comparison: Comparison, limit: int = TRANSCRIPTS) -> list[report.Transcript]:
+    """Chooses episodes to show side by side: half of them diverging ones, if there are so many."""
+    trials = [
+        (name, trial)
+        for name, rows in comparison.trials.items()
+        for trial in rows
+        if trial.replay is not None
+    ]
+    diverging = [row for row in trials if row[1].divergence is not None]
+    faithful = [row for row in trials if row[1].divergence is None]
+    chosen = diverging[: max(limit // 2, limit - len(faithful))]
+    chosen += faithful[: limit - len(chosen)]
+    return [_transcript(name, trial) for name, trial in chosen]
+
+
+def _transcript(agent: str, trial: Trial) -> report.Transcript:
+    replayed = trial.replay.steps if trial.replay else ()
+    turns = tuple(
+        (
+            (ours or true).action,
+            ours.observation if ours else None,
+            true.observation if true else None,
+        )
+        for ours, true in itertools.zip_longest(trial.imagined.steps, replayed)
+    )
+    ways = {"real": trial.real, "imagined": trial.imagined, "replayed": trial.replay}
+    outcome = ", ".join(f"{way} {_verdict(episode)}" for way, episode in ways.items())
+    return report.Transcript(
+        title=f"{agent}: {trial.scenario.instruction}",
+        outcome=outcome,
+        opening=trial.scenario.observation,
+        turns=turns,
+    )
+
+
+def _verdict(episode: Episode | None) -> str:
+    if episode is None:
+        return "failed"
+    return "solved" if episode.success else "unsolved"
+
+
+def run_compare(
+    world: World,
+    makers: Mapping[str, Callable[[], Agent]],
+    scenarios: list[Scenario],
+    *,
+    seed: int,
+    model: str | None,
+    backend: str,
+    games: str | None,
+    num_envs: int,
+    max_steps: int,
+) -> Comparison:
+    """Compares with a progress bar."""
+    with progress_bar("imagined, real, replayed") as progress:
+        return compare(
+            world.imagined_id,
+            makers,
+            scenarios,
+            real_id=world.real_id,
+            seed=seed,
+            num_envs=num_envs,
+            max_steps=max_steps,
+            rejection=world.rejection,
+            imagined_options=imagined_options(model, backend, games, scenarios),
+            progress=progress,
+        )
+
+
+def publish(
+    comparison: Comparison,
+    *,
+    model: str,
+    json_file: Path | None,
+    html_file: Path | None,
+    command: str,
+    evaluation: Mapping[str, Any] | None = None,
+) -> None:
+    """Prints the tables and writes the files."""
+    data = comparison.to_json(model=model)
+    console.print(comparison_table(data))
+    if evaluation is not None:
+        console.print(evaluation_table(evaluation))
+    if json_file is not None:
+        write_json(json_file, data if evaluation is None else {**data, "evaluation": evaluation})
+        say(f"figures: {json_file}", "dim")
+    if html_file is not None:
+        report.write_report(
+            html_file,
+            title=f"{comparison.env_id}: imagined against real",
+            comparison=data,
+            evaluation=evaluation,
+            transcripts=transcripts(comparison),
+            note=command,
+        )
+        say(f"report: {html_file}", "dim")
+
+
+def demo(world: World, *, model: str | None, games: int, seed: int, out: Path) -> None:
+    """Shows an imagined episode as it happens, then holds the imagined world against the real one.
+
+    Args:
+        world: Which.
+        model: None for the embedded one.
+        games: How many held-out games.
+        seed: Of games and agents.
+        out: Folder for ``demo.html`` and ``demo.json``.
+    """
+    scenarios = held_out(world, None, None, games, seed)
+    options = imagined_options(model, "auto", None, scenarios)
+    say(f"An episode in {world.imagined_id}. Every answer is the world model's.\n", "bold")
+    env = gym.make(world.imagined_id, disable_env_checker=True, **options)
+    watch(env, world.agents["expert"](), scenarios[0], seed=seed, max_steps=world.max_episode_steps)
+    say(f"\nThe same {len(scenarios)} held-out games, imagined and real.\n", "bold")
+    comparison = run_compare(
+        world,
+        agent_makers(world, DEMO_AGENTS),
+        scenarios,
+        seed=seed,
+        model=model,
+        backend="auto",
+        games=None,
+        num_envs=16,
+        max_steps=world.max_episode_steps,
+    )
+    name = model or EMBEDDED
+    evaluation = _evaluate_real(world, model, name, comparison)
+    env.close()
+    publish(
+        comparison,
+        model=name,
+        json_file=out / "demo.json",
+        html_file=out / "demo.html",
+        command=f"llmworld demo --games {games} --seed {seed}",
+        evaluation=evaluation,
+    )
+
+
+def _evaluate_real(
+    world: World, model: str | None, name: str, comparison: Comparison
+) -> dict[str, Any]:
+    """Predicts the turns of the real episodes that the comparison has just played."""
+    episodes = [t.real for rows in comparison.trials.values() for t in rows if t.real is not None]
+    backend, protocol = open_model(world, model, "auto")
+    with progress_bar("turn by turn") as progress:
+        result = evaluate_episodes(
+            backend, protocol, episodes, max_tokens=world.max_tokens, progress=progress
+        )
+    backend.close()
+    return result.to_json(env_id=world.imagined_id, model=name)

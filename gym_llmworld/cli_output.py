@@ -1,0 +1,78 @@
+"""What the commands share: where they print, how they show progress, how errors end them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from gym_llmworld.errors import WorldModelError
+
+console = Console(highlight=False, soft_wrap=True)
+messages = Console(stderr=True, highlight=False)
+
+EXIT_ERROR = 2
+
+
+class Commands(TyperGroup):
+    """A command group whose expected errors end with one line and exit status 2.
+
+    Expected are the package's own errors, Gymnasium's (an unknown id, ...), those of the file
+    system and values that do not fit. With ``--debug`` they keep their traceback.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except (WorldModelError, gym.error.Error, OSError, ValueError) as error:
+            if ctx.params.get("debug"):
+                raise
+            name = type(error).__name__
+            messages.print(Text.assemble((f"{name}: ", "bold red"), " ".join(str(error).split())))
+            raise typer.Exit(EXIT_ERROR) from error
+
+
+@contextlib.contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows a progress bar on stderr; yields the function that is told ``(done, total)``."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (
+        "[progress.description]{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=messages, transient=True) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Writes a JSON file; a reader never sees half of it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        draft.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def say(text: str, style: str = "") -> None:
+    """Prints text as it is: what a model writes is no console markup."""
+    console.print(Text(text, style=style))

@@ -1,0 +1,84 @@
+"""Results as tables for the terminal, from the same JSON that the commands write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from gym_llmworld.collection import Tally
+from gym_llmworld.doctor import Finding
+from gym_llmworld.report import EM_LABELS, agent_rows, number
+
+_FINDING_STYLES = {"ok": "green", "optional": "dim", "missing": "bold red", "broken": "bold red"}
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column(first)
+    for heading in others:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def comparison_table(data: Mapping[str, Any]) -> Table:
+    """Returns the table of a ``llmworld compare`` report."""
+    headings = ("Real", "WM", "W2R", "CR", "CR paired", "n", "errors")
+    table = _table(f"{data['env_id']} against the real world", "agent", *headings)
+    for name, row in agent_rows(data):
+        figures = [number(row[key]) for key in ("real", "wm", "w2r", "cr", "cr_paired")]
+        table.add_row(name, *figures, str(row["n"]), str(row.get("errors", "")))
+    return table
+
+
+def evaluation_table(data: Mapping[str, Any]) -> Table:
+    """Returns the table of a ``llmworld evaluate`` report."""
+    table = _table(f"Exact match of {data['model']}", "turns", "EM", "n")
+    for key, label in EM_LABELS.items():
+        table.add_row(label, number(data["em"][key], 4), str(data["counts"][key]["n"]))
+    wrong = ", ".join(f"{n} {reason}" for reason, n in data["errors"].items())
+    table.caption = f"without a complete answer: {wrong or 'none'}"
+    return table
+
+
+def collection_table(by_policy: Mapping[str, Tally]) -> Table:
+    """Returns the table of a collection, one row per policy."""
+    table = _table(
+        "Collected episodes", "policy", "episodes", "steps", "solved", "duplicates dropped"
+    )
+    for name, tally in by_policy.items():
+        counts = (tally.episodes, tally.steps)
+        table.add_row(name, *map(str, counts), number(tally.success_rate, 2), str(tally.duplicates))
+    return table
+
+
+def bench_table(data: Mapping[str, Any], speed_up: float | None) -> Table:
+    """Returns the table of a ``llmworld bench`` report."""
+    table = _table(f"Speed of {data['model']}", "worlds", "steps/s", "tokens/s")
+    for row in data["rows"]:
+        table.add_row(
+            str(row["num_envs"]),
+            number(row["steps_per_second"], 1),
+            number(row["tokens_per_second"], 0),
+        )
+    costs: Sequence[float] = data["step_cost"]
+    notes = [f"most worlds over one: {number(speed_up, 1)}x"]
+    if len(costs) >= 40:
+        notes.append(f"step 40 over step 5: {costs[39] / costs[4]:.2f}x")
+    table.caption = "; ".join(notes)
+    return table
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """Returns the table of ``llmworld doctor``."""
+    table = Table(title="llmworld doctor", title_justify="left", title_style="bold")
+    for heading in ("what", "", "detail", "fix"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        style = _FINDING_STYLES[finding.status]
+        # `Text`, because "gym-llmworld[hf]" would be read as markup.
+        cells = (Text(finding.detail), Text(finding.fix, style="cyan" if finding.fix else ""))
+        table.add_row(finding.name, Text(finding.status, style=style), *cells)
+    return table

@@ -1,0 +1,348 @@
+"""Whether acting in an imagined world transfers to the real one.
+
+Word2World's protocol (arXiv 2512.18832, section 4 and appendix A.4): an agent plays the real world
+(Real) and the imagined one (WM), then the imagined episode's actions are replayed in the real world
+(W2R). Unlike there, all three are played on the same games with the same seeds, and a broken trial
+stays in the denominator.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from gym_llmworld import metrics
+from gym_llmworld.agents import Agent, derive_seeds
+from gym_llmworld.core import Episode, Scenario, Step
+from gym_llmworld.errors import EngineError, ScenarioError
+from gym_llmworld.metrics import Consistency, Divergence, Progress
+
+# What agents are told in every world: an imagined one does not list its commands, and an agent that
+# saw the real one's list would follow another policy there.
+_BLIND: Mapping[str, Any] = {"admissible_commands": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One game, played by one agent in both worlds.
+
+    Attributes:
+        scenario: The game.
+        seed: Of the agent, in both worlds.
+        imagined: The agent in the imagined world.
+        real: The agent in the real world; None when the engine failed.
+        replay: The imagined episode's actions in the real world; None when the engine failed.
+        divergence: Where the replay first differs; None when it nowhere does, or is None itself.
+        error: What the engine said when it failed.
+    """
+
+    scenario: Scenario
+    seed: int
+    imagined: Episode
+    real: Episode | None
+    replay: Episode | None
+    divergence: Divergence | None
+    error: str | None = None
+
+    def to_json(self, agent: str) -> dict[str, Any]:
+        """Returns one row of the report's ``games``."""
+        played = {"wm": self.imagined, "real": self.real, "w2r": self.replay}
+        divergence = self.divergence
+        return {
+            "scenario": self.scenario.id,
+            "agent": agent,
+            "seed": self.seed,
+            **{way: _success(episode) for way, episode in played.items()},
+            "steps": {way: None if e is None else len(e.steps) for way, e in played.items()},
+            "divergence": None
+            if divergence is None
+            else {"step": divergence.step, "kind": divergence.kind, "verb": divergence.verb},
+            "error": self.error,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The same games in the imagined and in the real world.
+
+    Attributes:
+        env_id: Id of the imagined world.
+        trials: Name of the agent -> one trial per game.
+        imagined_seconds: Wall-clock time in the imagined world, agents included.
+        real_seconds: The same in the real world.
+    """
+
+    env_id: str
+    trials: Mapping[str, tuple[Trial, ...]]
+    imagined_seconds: float
+    real_seconds: float
+
+    def consistency(self, agent: str) -> Consistency:
+        """Returns Real, WM, W2R and CR of an agent."""
+        trials = self.trials[agent]
+        return metrics.consistency(
+            real=[_success(t.real) for t in trials],
+            wm=[_success(t.imagined) for t in trials],
+            w2r=[_success(t.replay) for t in trials],
+        )
+
+    def to_json(self, *, model: str) -> dict[str, Any]:
+        """Returns the report of ``llmworld compare``; rates are fractions, undefined ones None."""
+        everything = [(name, trial) for name, trials in self.trials.items() for trial in trials]
+        rows = {name: self.consistency(name) for name in self.trials}
+        return {
+            "env_id": self.env_id,
+            "model": model,
+            "n": max((row.n for row in rows.values()), default=0),
+            "agents": {
+                name: {**_consistency_json(row), **self._details(name)}
+                for name, row in rows.items()
+            },
+            "average": _consistency_json(metrics.average_consistency(list(rows.values()))),
+            "agreement_by_step": metrics.rates_to_json(
+                metrics.agreement_by_step(
+                    (_observations(trial.imagined), _observations(trial.replay))
+                    for _, trial in everything
+                    if trial.replay is not None
+                )
+            ),
+            "seconds": {"imagined": self.imagined_seconds, "real": self.real_seconds},
+            "games": [trial.to_json(name) for name, trial in everything],
+        }
+
+    def _details(self, agent: str) -> dict[str, Any]:
+        trials = self.trials[agent]
+        found = [t.divergence for t in trials if t.divergence is not None]
+        return {
+            "errors": sum(t.error is not None for t in trials),
+            "steps": {
+                "wm": sum(len(t.imagined.steps) for t in trials),
+                "real": sum(len(t.real.steps) for t in trials if t.real),
+                "w2r": sum(len(t.replay.steps) for t in trials if t.replay),
+            },
+            "divergences": {
+                "n": len(found),
+                "by_kind": dict(Counter(d.kind for d in found).most_common()),
+                "by_verb": dict(Counter(d.verb for d in found).most_common()),
+                "by_step": {str(k): n for k, n in sorted(Counter(d.step for d in found).items())},
+            },
+        }
+
+
+def _consistency_json(row: Consistency) -> dict[str, Any]:
+    return {
+        "real": row.real,
+        "wm": row.wm,
+        "w2r": row.w2r,
+        "cr": row.cr,
+        "cr_paired": row.cr_paired,
+        "n": row.n,
+    }
+
+
+def _success(episode: Episode | None) -> bool | None:
+    return None if episode is None else episode.success
+
+
+def _observations(episode: Episode | None) -> list[str]:
+    return [step.observation for step in episode.steps] if episode else []
+
+
+def compare(
+    env_id: str,
+    agents: Mapping[str, Callable[[], Agent]],
+    scenarios: Sequence[Scenario],
+    *,
+    real_id: str,
+    seed: int = 0,
+    num_envs: int = 16,
+    max_steps: int = 50,
+    rejection: str | None = None,
+    imagined_options: Mapping[str, Any] | None = None,
+    real_options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Plays the same games in the imagined and in the real world.
+
+    Agents see observations only, in both worlds: no list of admissible commands.
+
+    Args:
+        env_id: Id of the imagined world.
+        agents: Name -> maker of a fresh agent.
+        scenarios: The games; each is one trial per agent.
+        real_id: Id of the real world.
+        seed: Each game derives the seed of its agents from it, the same in both worlds.
+        num_envs: Imagined worlds per batch.
+        max_steps: Step limit in both worlds.
+        rejection: What the real world answers to actions that it cannot carry out; tells refused
+            actions apart among divergences.
+        imagined_options: Further arguments of ``gym.make_vec``.
+        real_options: Further arguments of ``gym.make``.
+        progress: Told about played episodes; three per trial.
+
+    Raises:
+        BackendError: The model could not be asked.
+        MissingDependency: The real engine is not installed.
+    """
+    seeds = derive_seeds(seed, len(scenarios))
+    games = list(zip(scenarios, seeds, strict=True))
+    tick = _Ticker(progress, 3 * len(games) * len(agents))
+    started = time.perf_counter()
+    imagined = {}
+    if games:
+        envs = gym.make_vec(
+            env_id,
+            num_envs=min(num_envs, len(games)),
+            autoreset_mode=AutoresetMode.DISABLED,
+            max_episode_steps=max_steps,
+            **(imagined_options or {}),
+        )
+        imagined = {name: _imagine(envs, make, games, name, tick) for name, make in agents.items()}
+        envs.close()
+    between = time.perf_counter()
+    real = _RealWorld(real_id, max_steps, rejection, real_options or {})
+    trials: dict[str, list[Trial]] = {name: [] for name in agents}
+    # Game by game, not agent by agent: an engine may keep the game that it loaded last.
+    for index, (scenario, game_seed) in enumerate(games):
+        for name, make in agents.items():
+            trials[name].append(real.trial(scenario, make(), game_seed, imagined[name][index]))
+            tick(2)
+    real.close()
+    return Comparison(
+        env_id=env_id,
+        trials={name: tuple(rows) for name, rows in trials.items()},
+        imagined_seconds=between - started,
+        real_seconds=time.perf_counter() - between,
+    )
+
+
+class _Ticker:
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def __call__(self, count: int = 1) -> None:
+        self._done += count
+        if self._progress:
+            self._progress(self._done, self._total)
+
+
+@dataclass
+class _Player:
+    """One lane of the vector environment while a game is played in it."""
+
+    game: int
+    agent: Agent
+    steps: list[Step] = field(default_factory=list)
+
+
+def _imagine(
+    envs: VectorEnv[Any, Any, Any],
+    make: Callable[[], Agent],
+    games: Sequence[tuple[Scenario, int]],
+    name: str,
+    tick: _Ticker,
+) -> list[Episode]:
+    """Plays every game once; a lane whose game has ended takes the next one."""
+    waiting = iter(range(len(games)))
+    lanes: list[_Player | None] = [None] * envs.num_envs
+    episodes: dict[int, Episode] = {}
+    observations: Sequence[str] = ()
+    while len(episodes) < len(games):
+        observations = _refill(envs, lanes, waiting, make, games) or observations
+        actions = [
+            player.agent.act(text, _BLIND) if player else ""
+            for player, text in zip(lanes, observations, strict=True)
+        ]
+        observations, rewards, terminated, truncated, _ = envs.step(tuple(actions))
+        for i, player in enumerate(lanes):
+            if player is None:
+                continue
+            ended = bool(terminated[i]), bool(truncated[i])
+            player.steps.append(Step(actions[i], observations[i], float(rewards[i]), *ended))
+            if any(ended):
+                scenario, seed = games[player.game]
+                episodes[player.game] = Episode(scenario, tuple(player.steps), "model", name, seed)
+                lanes[i] = None
+                tick()
+    return [episodes[game] for game in range(len(games))]
+
+
+def _refill(
+    envs: VectorEnv[Any, Any, Any],
+    lanes: list[_Player | None],
+    waiting: Iterator[int],
+    make: Callable[[], Agent],
+    games: Sequence[tuple[Scenario, int]],
+) -> Sequence[str] | None:
+    """Starts waiting games in free lanes; returns all lanes' observations if there were any."""
+    starts: list[Scenario | None] = [None] * len(lanes)
+    seeds: list[int | None] = [None] * len(lanes)
+    for i, player in enumerate(lanes):
+        game = next(waiting, None) if player is None else None
+        if game is not None:
+            agent = make()
+            agent.reset(*games[game])
+            lanes[i] = _Player(game, agent)
+            starts[i], seeds[i] = games[game]
+    mask = np.array([start is not None for start in starts])
+    if not mask.any():
+        return None
+    observations, _ = envs.reset(
+        seed=seeds,  # type: ignore[arg-type] - every vector env takes a list, the base says int
+        options={"reset_mask": mask, "scenario": starts},
+    )
+    return tuple(observations)
+
+
+@dataclass
+class _RealWorld:
+    """The mirrored environment; opened again after the engine failed."""
+
+    env_id: str
+    max_steps: int
+    rejection: str | None
+    options: Mapping[str, Any]
+    _env: gym.Env[str, str] | None = None
+
+    def trial(self, scenario: Scenario, agent: Agent, seed: int, imagined: Episode) -> Trial:
+        """Plays a game for real, then replays what was imagined."""
+        real = replay = divergence = error = None
+        try:
+            agent.reset(scenario, seed)
+            real = self._play(scenario, seed, imagined.agent, lambda text: agent.act(text, _BLIND))
+            script = iter(imagined.actions)
+            replay = self._play(scenario, seed, imagined.agent, lambda _: next(script, None))
+            divergence = metrics.first_divergence(
+                imagined.steps, replay.steps, rejection=self.rejection
+            )
+        except (EngineError, ScenarioError) as failure:
+            error = f"{type(failure).__name__}: {failure}"
+            self.close()
+        return Trial(scenario, seed, imagined, real, replay, divergence, error)
+
+    def close(self) -> None:
+        """Ends the engine."""
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+    def _play(
+        self, scenario: Scenario, seed: int, name: str, act: Callable[[str], str | None]
+    ) -> Episode:
+        if self._env is None:
+            self._env = gym.make(self.env_id, max_episode_steps=self.max_steps, **self.options)
+        observation, _ = self._env.reset(seed=seed, options={"scenario": scenario.to_json()})
+        steps: list[Step] = []
+        while (action := act(observation)) is not None:
+            observation, reward, terminated, truncated, _ = self._env.step(action)
+            steps.append(Step(action, observation, float(reward), terminated, truncated))
+            if terminated or truncated:
+                break
+        return Episode(scenario, tuple(steps), "real", name, seed)

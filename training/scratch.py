@@ -1,0 +1,238 @@
+"""Small Llama world models from scratch, that can look things up from their first step.
+
+With hidden context, most of a text world is *recall*: ``open cabinet 3`` is answered by what stands
+behind ``cabinet 3`` in the context. A transformer does that with a two-layer circuit, previous-token
+heads below heads that match and copy (induction heads: Olsson et al., arXiv 2209.11895). From an
+ordinary random start the circuit forms late and abruptly; on a CPU budget it does not form at all.
+`recall_init` writes it into the initial weights instead. Everything stays trainable, nothing about
+the architecture changes: the result is an ordinary `LlamaForCausalLM`. That weights may be set to
+the structure that training would arrive at is the idea of mimetic initialisation (Trockman & Kolter,
+arXiv 2305.09828); the construction here is our own.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+_EMBEDDING_SCALE = 0.05
+_RANDOM_SCALE = 0.02
+_POSITION_FREQUENCIES = 4
+_POSITION_SHARPNESS = 8.5
+_MATCH_GAIN = 1.8
+_COPY_GAIN = 2.0
+
+
+def small_llama(
+    vocabulary: int,
+    *,
+    layers: int,
+    width: int,
+    heads: int,
+    hidden: int,
+    context: int,
+    pad_id: int,
+    eos_id: int,
+    seed: int,
+    recall: bool = True,
+) -> LlamaForCausalLM:
+    """Builds a Llama with tied embeddings, in float32.
+
+    Args:
+        vocabulary: Number of tokens.
+        layers: Transformer blocks, at least 2 with ``recall``.
+        width: Of the residual stream.
+        heads: Attention heads; ``width / heads`` is the head size (64 has been tried).
+        hidden: Of the feed-forward blocks.
+        context: Longest sequence, in tokens.
+        pad_id: Id of the padding token.
+        eos_id: Id of the end-of-turn token.
+        seed: Of the random weights.
+        recall: Start with `recall_init`.
+
+    Raises:
+        ValueError: The sizes do not fit together.
+    """
+    if width % heads or (width // heads) % 4:
+        raise ValueError(
+            f"width must be heads x head size, with a head size divisible by 4; got width {width}, "
+            f"heads {heads}"
+        )
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        intermediate_size=hidden,
+        max_position_embeddings=context,
+        # Slow rotations leave half of each head's dimensions nearly unrotated over a whole episode,
+        # which is what matching by content needs.
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        pad_token_id=pad_id,
+        eos_token_id=eos_id,
+        dtype="float32",
+    )
+    model = LlamaForCausalLM(config)
+    if recall:
+        recall_init(model)
+    return model
+
+
+@torch.no_grad()
+def recall_init(model: LlamaForCausalLM) -> None:
+    """Writes a look-up circuit into the first two layers of an untrained model.
+
+    The residual stream is divided: dimension 0 holds a constant, so that queries and keys can have
+    a bias without bias parameters; ``own`` holds the token itself; ``previous`` and ``before`` hold
+    what layer 0 fetches from one and two positions back. Layer 1 compares them:
+
+    * match ``previous`` (query) with ``before`` (key) and copy the key's token. At ``cabinet 3 |
+      you see a`` it finds the token that once stood two behind ``cabinet 3``; within a list, at
+      ``plate 1 | , and a``, the next item.
+    * match ``own`` (query) with ``previous`` (key): what followed this token the last time.
+
+    Remaining heads, layers and all feed-forward blocks start small and random.
+
+    Args:
+        model: Freshly built; uses torch's global random generator.
+
+    Raises:
+        ValueError: Fewer than 2 layers or 4 heads, or too narrow for the division.
+    """
+    config = model.config
+    width, heads = config.hidden_size, config.num_attention_heads
+    size = width // heads
+    if config.num_hidden_layers < 2 or heads < 4 or config.num_key_value_heads != heads:
+        raise ValueError(
+            "recall initialisation needs at least 2 layers and 4 heads, with a key/value head per "
+            f"head; got {config.num_hidden_layers} layers, {heads} heads, "
+            f"{config.num_key_value_heads} key/value heads"
+        )
+    spare = size // 4
+    own = torch.arange(1, width - 2 * size - spare)
+    previous = torch.arange(own[-1] + 1, own[-1] + 1 + size)
+    before = previous + size
+
+    _small_random(model)
+    tokens = model.model.embed_tokens.weight
+    tokens.zero_()
+    vectors = torch.randn(len(tokens), len(own))
+    # Equal norms: the norm layer then gives the constant the same size at every token.
+    vectors *= math.sqrt(len(own)) / vectors.norm(dim=1, keepdim=True)
+    tokens[:, own] = vectors * _EMBEDDING_SCALE
+    constant = 4 * _EMBEDDING_SCALE
+    tokens[:, 0] = constant
+
+    power = len(own) * _EMBEDDING_SCALE**2 + constant**2
+    rms = math.sqrt(power / width)
+    project = _orthonormal(size, len(own))
+    fetch = model.model.layers[0].self_attn
+    for head, (offset, target) in enumerate([(1, previous), (2, before), (3, None)]):
+        _look_back(fetch, head, offset, size, config, constant / rms)
+        if target is not None:
+            _move(fetch, head, size, own, project, target, torch.eye(size) * rms)
+
+    rms = math.sqrt((power + 2 * size * _EMBEDDING_SCALE**2) / width)
+    match = model.model.layers[1].self_attn
+    for head in range(3):
+        compare = _orthonormal(size // 2, size) * (_MATCH_GAIN * rms / _EMBEDDING_SCALE)
+        if head < 2:
+            _match(match, head, size, previous, compare, before, compare)
+        else:
+            _match(match, head, size, own, compare @ project, previous, compare)
+        copy = _orthonormal(size, len(own))
+        _move(match, head, size, own, copy, own, copy.T * (_COPY_GAIN * rms))
+
+
+def _small_random(model: LlamaForCausalLM) -> None:
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2:
+            weight.normal_(0.0, _RANDOM_SCALE)
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight.mul_(_EMBEDDING_SCALE)
+
+
+def _orthonormal(rows: int, columns: int) -> Tensor:
+    """Random orthonormal rows; as near to it as there are columns for."""
+    if rows > columns:
+        raise ValueError(
+            f"the model is too narrow for recall initialisation: {columns} dimensions are left for "
+            f"tokens, {rows} are needed; use more or smaller heads"
+        )
+    return torch.linalg.qr(torch.randn(columns, rows))[0].T
+
+
+def _rows(head: int, size: int) -> slice:
+    return slice(head * size, (head + 1) * size)
+
+
+def _look_back(
+    attention: torch.nn.Module,
+    head: int,
+    offset: int,
+    size: int,
+    config: LlamaConfig,
+    constant: float,
+) -> None:
+    """Makes a head attend ``offset`` positions back, whatever stands there.
+
+    Rotary embeddings turn the constant query against the constant key by distance times frequency;
+    turned back by ``offset`` times frequency, they agree exactly at that distance.
+    """
+    theta = config.rope_parameters["rope_theta"]
+    half = size // 2
+    query, key = torch.zeros(size, config.hidden_size), torch.zeros(size, config.hidden_size)
+    for i in range(_POSITION_FREQUENCIES):
+        angle = offset * theta ** (-i / half)
+        query[i, 0] = _POSITION_SHARPNESS / constant
+        key[i, 0] = _POSITION_SHARPNESS / constant * math.cos(angle)
+        key[i + half, 0] = _POSITION_SHARPNESS / constant * math.sin(angle)
+    attention.q_proj.weight[_rows(head, size)] = query
+    attention.k_proj.weight[_rows(head, size)] = key
+
+
+def _match(
+    attention: torch.nn.Module,
+    head: int,
+    size: int,
+    asked: Tensor,
+    query: Tensor,
+    offered: Tensor,
+    key: Tensor,
+) -> None:
+    """Makes a head compare two parts of the residual stream, in its slowly rotating dimensions."""
+    quarter = size // 4
+    slow = torch.cat([torch.arange(quarter, 2 * quarter), torch.arange(3 * quarter, 4 * quarter)])
+    for weight, part, values in (
+        (attention.q_proj.weight, asked, query),
+        (attention.k_proj.weight, offered, key),
+    ):
+        block = torch.zeros(size, weight.shape[1])
+        block[slow[:, None], part] = values
+        weight[_rows(head, size)] = block
+
+
+def _move(
+    attention: torch.nn.Module,
+    head: int,
+    size: int,
+    source: Tensor,
+    read: Tensor,
+    target: Tensor,
+    write: Tensor,
+) -> None:
+    """Makes a head carry one part of the residual stream into another."""
+    value = torch.zeros(size, attention.v_proj.weight.shape[1])
+    value[:, source] = read
+    output = torch.zeros(attention.o_proj.weight.shape[0], size)
+    output[target] = write
+    attention.v_proj.weight[_rows(head, size)] = value
+    attention.o_proj.weight[:, _rows(head, size)] = output
