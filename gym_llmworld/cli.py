@@ -275,7 +275,7 @@ def play(
     import gymnasium as gym
 
     from gym_llmworld.cli_play import Console, watch
-    from gym_llmworld.cli_worlds import agent_makers, held_out, imagined_options, world_of
+    from gym_llmworld.cli_worlds import agent_maker, held_out, imagined_options, world_of
     from gym_llmworld.scenarios import ScenarioStore
 
     world = world_of(env_id)
@@ -283,7 +283,7 @@ def play(
         start = ScenarioStore(world.key, games).get(scenario)
     else:
         [start] = held_out(world, games, split, 1, seed)
-    maker = agent_makers(world, agent)[agent] if agent is not None else None
+    maker = None if agent is None else agent_maker(world, agent)
     # A scenario says all that the real twin needs.
     options = {} if real else imagined_options(model, backend, games, [start])
     env = gym.make(
@@ -319,20 +319,26 @@ def bench(
     """
     from gym_llmworld import cli_bench
     from gym_llmworld.cli_tables import bench_table
-    from gym_llmworld.cli_worlds import EMBEDDED, agent_makers, imagined_options, world_of
+    from gym_llmworld.cli_worlds import (
+        EMBEDDED,
+        agent_maker,
+        held_out,
+        imagined_options,
+        world_of,
+    )
 
     world = world_of(env_id)
-    sizes = [int(size) for size in num_envs.split(",")]
+    sizes = cli_bench.parse_sizes(num_envs)
     with progress_bar("measurements") as progress:
         data = cli_bench.bench(
             env_id,
             sizes=sizes,
-            make=agent_makers(world, agent)[agent],
+            make=agent_maker(world, agent),
             steps=steps,
             cost_steps=cost_steps,
             cost_action=cost_action,
             seed=seed,
-            options=imagined_options(model, backend, games),
+            options=imagined_options(model, backend, games, held_out(world, games, None, 1, seed)),
             model=model or EMBEDDED,
             progress=progress,
         )
@@ -347,10 +353,11 @@ def doctor(json_file: JsonFile = None) -> None:
     import dataclasses
 
     from gym_llmworld import doctor as checks
-    from gym_llmworld.cli_tables import findings_table
+    from gym_llmworld.cli_tables import finding_lines
 
     findings = checks.examine()
-    console.print(findings_table(findings))
+    for line in finding_lines(findings):
+        console.print(line)
     healthy = checks.healthy(findings)
     say("ready" if healthy else "see the commands above", "bold green" if healthy else "bold red")
     if json_file is not None:
@@ -362,7 +369,7 @@ def doctor(json_file: JsonFile = None) -> None:
 @app.command()
 def demo(
     env_id: Annotated[str, typer.Argument(metavar="[ID]")] = "LLMWorld-ALFWorld-v0",
-    games: Annotated[int, typer.Option(min=1, help="How many held-out games.")] = 12,
+    games: Annotated[int, typer.Option(min=1, help="How many held-out games.")] = 20,
     seed: Seed = 0,
     model: Model = None,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("out"),
@@ -376,3 +383,7 @@ def demo(
 
 def _command_line() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    app()

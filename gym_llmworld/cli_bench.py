@@ -14,7 +14,20 @@ from gym_llmworld.env import WorldModelEnv
 from gym_llmworld.vector import WorldModelVectorEnv
 
 WARM_UP_STEPS = 2
-COST_EPISODES = 3
+MINIMUM_STEPS = 100
+COST_EPISODES = 8
+
+
+def parse_sizes(text: str) -> list[int]:
+    """Reads numbers of worlds such as ``"1,16,64"``.
+
+    Raises:
+        ValueError: Something else was written.
+    """
+    sizes = [int(size) for size in text.split(",") if size.strip().isdecimal()]
+    if len(sizes) != len(text.split(",")) or min(sizes) < 1:
+        raise ValueError(f"expected numbers of worlds such as '1,16,64', got {text!r}")
+    return sizes
 
 
 def throughput(
@@ -30,7 +43,8 @@ def throughput(
 
     Every world takes ``steps`` steps from the start of an episode on, so that rows with different
     ``num_envs`` do the same work per world; a solved world starts another episode in the same step.
-    Only ``envs.step`` is timed, not the agents.
+    Few worlds do so several times, for a steadier figure. Only ``envs.step`` is timed, not the
+    agents.
 
     Returns:
         ``num_envs``, ``steps_per_second`` (of all worlds together) and ``tokens_per_second``
@@ -41,16 +55,18 @@ def throughput(
     )
     envs = made.unwrapped
     assert isinstance(envs, WorldModelVectorEnv)
-    _drive(envs, make, WARM_UP_STEPS, seed + 1)
+    _drive(envs, make, WARM_UP_STEPS, seed)
     tokens = envs.stats.generated_tokens
-    seconds = _drive(envs, make, steps, seed)
+    rounds = max(1, round(MINIMUM_STEPS / (steps * num_envs)))
+    seconds = sum(_drive(envs, make, steps, seed + 1 + i * num_envs) for i in range(rounds))
     tokens = envs.stats.generated_tokens - tokens
     made.close()
+    taken = rounds * steps * num_envs
     return {
         "num_envs": num_envs,
-        "steps_per_second": steps * num_envs / seconds,
+        "steps_per_second": taken / seconds,
         "tokens_per_second": tokens / seconds if tokens else None,
-        "steps": steps * num_envs,
+        "steps": taken,
         "tokens": tokens or None,
         "seconds": seconds,
     }
@@ -84,7 +100,7 @@ def step_cost(
     """Measures what each step of a growing episode costs.
 
     The same action over and over gives answers of the same length, so that only the history grows.
-    Three episodes are played, and the fastest of each step counts: other programs of the machine
+    Several episodes are played, and the fastest of each step counts: other programs of the machine
     can make a step slower, never faster.
 
     Returns:

@@ -22,8 +22,9 @@ from gym_llmworld.cli_worlds import (
     open_model,
 )
 from gym_llmworld.comparison import Comparison, Trial, compare
-from gym_llmworld.core import Episode, Scenario
+from gym_llmworld.core import Episode, Scenario, Step
 from gym_llmworld.evaluation import evaluate_episodes
+from gym_llmworld.protocol import SUCCESS_MARKER
 from gym_llmworld.worlds import World
 
 TRANSCRIPTS = 12
@@ -48,11 +49,7 @@ def transcripts(comparison: Comparison, limit: int = TRANSCRIPTS) -> list[report
 def _transcript(agent: str, trial: Trial) -> report.Transcript:
     replayed = trial.replay.steps if trial.replay else ()
     turns = tuple(
-        (
-            (ours or true).action,
-            ours.observation if ours else None,
-            true.observation if true else None,
-        )
+        ((ours or true).action, _shown(ours), _shown(true))
         for ours, true in itertools.zip_longest(trial.imagined.steps, replayed)
     )
     ways = {"real": trial.real, "imagined": trial.imagined, "replayed": trial.replay}
@@ -63,6 +60,12 @@ def _transcript(agent: str, trial: Trial) -> report.Transcript:
         opening=trial.scenario.observation,
         turns=turns,
     )
+
+
+def _shown(step: Step | None) -> str | None:
+    if step is None:
+        return None
+    return step.observation + (SUCCESS_MARKER if step.terminated and step.reward > 0 else "")
 
 
 def _verdict(episode: Episode | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from typer.core import TyperGroup
 from gym_llmworld.errors import WorldModelError
 
 console = Console(highlight=False, soft_wrap=True)
-messages = Console(stderr=True, highlight=False)
+messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 EXIT_ERROR = 2
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Commands(TyperGroup):
@@ -38,7 +40,9 @@ class Commands(TyperGroup):
             if ctx.params.get("debug"):
                 raise
             name = type(error).__name__
-            messages.print(Text.assemble((f"{name}: ", "bold red"), " ".join(str(error).split())))
+            messages.print(
+                Text.assemble((f"{name}: ", "bold red"), _harmless(" ".join(str(error).split())))
+            )
             raise typer.Exit(EXIT_ERROR) from error
 
 
@@ -74,5 +78,9 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def say(text: str, style: str = "") -> None:
-    """Prints text as it is: what a model writes is no console markup."""
-    console.print(Text(text, style=style))
+    """Prints text that may be a model's: no markup is read, no control character passes."""
+    console.print(Text(_harmless(text), style=style))
+
+
+def _harmless(text: str) -> str:
+    return _CONTROL_CHARACTERS.sub("\ufffd", text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -71,14 +71,11 @@ def bench_table(data: Mapping[str, Any], speed_up: float | None) -> Table:
     return table
 
 
-def findings_table(findings: Sequence[Finding]) -> Table:
-    """Returns the table of ``llmworld doctor``."""
-    table = Table(title="llmworld doctor", title_justify="left", title_style="bold")
-    for heading in ("what", "", "detail", "fix"):
-        table.add_column(heading, overflow="fold")
+def finding_lines(findings: Sequence[Finding]) -> Iterator[Text]:
+    """Yields the lines of ``llmworld doctor``; a fix stands on its own line, to be copied."""
+    width = max(len(finding.name) for finding in findings)
     for finding in findings:
-        style = _FINDING_STYLES[finding.status]
-        # `Text`, because "gym-llmworld[hf]" would be read as markup.
-        cells = (Text(finding.detail), Text(finding.fix, style="cyan" if finding.fix else ""))
-        table.add_row(finding.name, Text(finding.status, style=style), *cells)
-    return table
+        status = (f"{finding.status:9}", _FINDING_STYLES[finding.status])
+        yield Text.assemble(status, f"{finding.name:{width}}  ", (finding.detail, "dim"))
+        if finding.fix:
+            yield Text.assemble(" " * (9 + width + 2), (finding.fix, "cyan"))

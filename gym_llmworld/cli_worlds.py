@@ -100,19 +100,21 @@ def held_out(
 
 
 def agent_makers(world: World, names: str) -> dict[str, Callable[[], Agent]]:
-    """Reads a list of agents such as ``"expert,noisy"``; the makers can be pickled.
+    """Reads a list of agents such as ``"expert,noisy"``, see `agent_maker`."""
+    return {name: agent_maker(world, name) for name in map(str.strip, names.split(","))}
+
+
+def agent_maker(world: World, name: str) -> Callable[[], Agent]:
+    """Returns a maker of fresh agents; it can be pickled.
 
     Raises:
         ScenarioError: The world has no agent of this name.
     """
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    unknown = [name for name in wanted if name not in world.agents]
-    if unknown or not wanted:
+    if name not in world.agents:
         raise ScenarioError(
-            f"{world.title} has no agent {', '.join(map(repr, unknown)) or 'without a name'}; "
-            f"expected some of {', '.join(world.agents)}"
+            f"{world.title} has no agent {name!r}; expected one of {', '.join(world.agents)}"
         )
-    return {name: functools.partial(make_agent, world.key, name) for name in wanted}
+    return functools.partial(make_agent, world.key, name)
 
 
 def make_agent(world: str, name: str) -> Agent:

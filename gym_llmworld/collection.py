@@ -168,7 +168,7 @@ class Plan:
         mixture: Policy -> weight.
         seed: Of everything random in it.
         max_steps: Longest episode.
-        repeats: Episodes in a row from the same start, so that an engine loads a game once for them.
+        repeats: Episodes in a row from the same start, so that an engine loads a game once.
     """
 
     scenario_ids: tuple[str, ...]
@@ -256,7 +256,7 @@ def collect(
         workers: Processes, each with an environment of its own, started with ``spawn``; 0 plays in
             this process.
         max_steps: Longest episode.
-        repeats: Episodes in a row from the same start; more are faster where loading a game is slow.
+        repeats: Episodes in a row from the same start; more are faster where a game loads slowly.
         progress: Called after every job with jobs done, jobs in all, and the episode (None for a
             duplicate).
 

@@ -295,7 +295,8 @@ def _refill(
     if not mask.any():
         return None
     observations, _ = envs.reset(
-        seed=seeds,  # type: ignore[arg-type] - every vector env takes a list, the base says int
+        # Every vector environment takes one seed per world; the base class is typed for one in all.
+        seed=seeds,  # type: ignore[arg-type]
         options={"reset_mask": mask, "scenario": starts},
     )
     return tuple(observations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import platform
@@ -104,7 +105,7 @@ def _accelerator() -> Finding:
     if importlib.util.find_spec("torch") is None:
         return Finding("accelerator", "optional", "unknown without torch")
     try:
-        import torch
+        torch = importlib.import_module("torch")
     except (ImportError, OSError) as error:
         return Finding("accelerator", "broken", f"torch: {error}", "pip install 'gym-llmworld[hf]'")
     if torch.cuda.is_available():

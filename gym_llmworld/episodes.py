@@ -7,12 +7,12 @@ the next one, so that at worst the last line is cut off; readers skip it with a 
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import hashlib
 import json
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -195,6 +195,10 @@ class EpisodeWriter:
 
     def _lock(self) -> None:
         assert self._fd is not None
+        if sys.platform == "win32":  # has no advisory locks
+            return
+        import fcntl
+
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -226,7 +230,8 @@ def _last_line(fd: int) -> tuple[int, bytes]:
     while position > 0:
         size = min(1 << 16, position)
         position -= size
-        block = os.pread(fd, size, position)
+        os.lseek(fd, position, os.SEEK_SET)
+        block = os.read(fd, size)
         newline = block.rfind(b"\n")
         if newline >= 0:
             return position + newline + 1, block[newline + 1 :] + tail

@@ -1,15 +1,12 @@
 """How far an imagined world and its real twin agree: pure functions over text and outcomes.
 
-Three habits hold for every number here. Something that failed stays in the denominator, as a
-failure. An undefined ratio is None, never 0. And n is always part of the result.
-
-Definitions follow Word2World (arXiv 2512.18832, section 4 and its published scripts) where they
-have one, and say so where they go further.
+What failed stays in the denominator, as a failure; an undefined ratio is None, never 0; n is always
+part of the result. Definitions follow Word2World (arXiv 2512.18832, section 4 and its published
+scripts) where it has one, and say so where they go further.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections import Counter, defaultdict
@@ -394,13 +391,13 @@ def agreement_by_step(
     """Returns the drift of replayed episodes: how often both worlds say the same at step 1, 2, ...
 
     Args:
-        pairs: Per game, the imagined observations and the real ones of the same actions. Steps that
-            only one of them has count as different.
+        pairs: Per game, the imagined observations and the real ones of the same actions. Every real
+            step counts; after the real end there is no truth to agree with.
     """
     outcomes = (
-        (step, ours is not None and true is not None and exact_match(ours, true))
+        (step, step <= len(imagined) and exact_match(imagined[step - 1], true))
         for imagined, real in pairs
-        for step, (ours, true) in enumerate(itertools.zip_longest(imagined, real), start=1)
+        for step, true in enumerate(real, start=1)
     )
     return dict(sorted(_grouped(outcomes).items()))
 

@@ -139,7 +139,7 @@ def _comparison_sections(comparison: Mapping[str, Any]) -> list[str]:
     drift = comparison.get("agreement_by_step", [])
     if drift:
         parts.append("<h2>Agreement along the replay</h2>")
-        parts.append(_line_chart({"same observation": _points(drift)}, "step of the episode"))
+        parts.append(_line_chart("same observation", _points(drift)))
     return parts + _divergence_section(comparison["agents"])
 
 
@@ -160,13 +160,12 @@ def _divergence_section(agents: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _evaluation_sections(evaluation: Mapping[str, Any]) -> list[str]:
     em, counts = evaluation["em"], evaluation["counts"]
     rows = [[label, number(em[key], 4), str(counts[key]["n"])] for key, label in EM_LABELS.items()]
-    series = {"exact match": _points(evaluation["by_step"])}
     verbs = [[r["key"], number(r["value"], 4), str(r["n"])] for r in evaluation["by_verb"]]
     return [
         "<h2>Exact match, turn by turn</h2>",
         _facts({"model": evaluation["model"], "episodes": str(evaluation["episodes"])}),
         _html_table(["turns", "EM", "n"], rows),
-        _line_chart(series, "step of the episode"),
+        _line_chart("exact match", _points(evaluation["by_step"])),
         _html_table(["verb", "EM", "n"], verbs),
     ]
 
@@ -191,55 +190,71 @@ def _html_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _bars(rows: Sequence[tuple[str, float | None]]) -> str:
     """Returns horizontal bars of values in [0, 1]."""
-    return "".join(
-        f'<div class="bar"><span>{_text(label)}</span>'
-        f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" role="img">'
-        f'<rect class="track" width="100" height="10"/>'
-        f'<rect class="fill" width="{100 * min(value or 0.0, 1.0):.2f}" height="10"/></svg>'
-        f"<b>{number(value, 2)}</b></div>"
+    bars = (
+        f"<span>{_text(label)}</span>"
+        '<svg viewBox="0 0 100 10" preserveAspectRatio="none" fill="currentColor" role="img">'
+        '<rect width="100" height="10" fill-opacity="0.12"/>'
+        f'<rect width="{100 * min(value or 0.0, 1.0):.2f}" height="10"/></svg>'
+        f"<b>{number(value, 2)}</b>"
         for label, value in rows
     )
+    return f'<div class="bars">{"".join(bars)}</div>'
 
 
-def _line_chart(series: Mapping[str, Sequence[tuple[int, float, int]]], x_label: str) -> str:
-    """Returns an SVG of ``(step, value in [0, 1], n)`` points per series."""
-    points = [point for line in series.values() for point in line]
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """Where ``(step, value)`` lies in a chart; values run from ``low`` to 1."""
+
+    last: int
+    low: float
+    left: int = 44
+    top: int = 12
+    width: int = 420
+    height: int = 180
+
+    def x(self, step: int) -> float:
+        return self.left + (step - 1) / max(self.last - 1, 1) * self.width
+
+    def y(self, value: float) -> float:
+        return self.top + (1 - (value - self.low) / (1 - self.low)) * self.height
+
+    def axes(self) -> str:
+        right, bottom = self.left + self.width, self.top + self.height
+        lines = []
+        for value in (self.low + (1 - self.low) * i / 4 for i in range(5)):
+            y = self.y(value)
+            lines.append(
+                f'<line stroke="currentColor" opacity="0.2" x1="{self.left}" x2="{right}" '
+                f'y1="{y:.1f}" y2="{y:.1f}"/>'
+                f'<text x="{self.left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>'
+            )
+        lines += [
+            f'<text x="{self.x(step):.1f}" y="{bottom + 18}" text-anchor="middle">{step}</text>'
+            for step in sorted({1, (self.last + 1) // 2, self.last})
+        ]
+        return "".join(lines)
+
+
+def _line_chart(name: str, points: Sequence[tuple[int, float, int]]) -> str:
+    """Returns an SVG of ``(step, value in [0, 1], n)`` points, in the order of the steps."""
     if not points:
         return ""
-    left, top, width, height = 44, 12, 420, 180
-    last = max(max(x for x, _, _ in points), 2)
-    low = min(0.9, int(min(y for _, y, _ in points) * 10) / 10)
-
-    def place(x: int, y: float) -> tuple[float, float]:
-        across = (x - 1) / (last - 1) * width
-        return left + across, top + (1 - (y - low) / (1 - low)) * height
-
-    shapes = []
-    for i in range(5):
-        value = low + (1 - low) * i / 4
-        _, y = place(1, value)
-        shapes.append(
-            f'<line class="grid" x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        )
-        shapes.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>')
-    for step in sorted({1, last // 2, last} - {0}):
-        x, _ = place(step, low)
-        shapes.append(
-            f'<text x="{x:.1f}" y="{top + height + 18}" text-anchor="middle">{step}</text>'
-        )
-    for name, line in series.items():
-        path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y, _ in line)
-        shapes.append(f'<polyline class="line" points="{path}"/>')
-        for x, y, n in line:
-            cx, cy = place(x, y)
-            shapes.append(
-                f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="3"><title>{_text(name)}, step {x}: '
-                f"{y:.4f} (n = {n})</title></circle>"
-            )
-    caption = f"{', '.join(series)} by {x_label}; the axis starts at {low:.2f}"
+    low = min(0.9, int(min(value for _, value, _ in points) * 10) / 10)
+    frame = _Frame(last=points[-1][0], low=low)
+    most = max(n for _, _, n in points)
+    path = " ".join(f"{frame.x(step):.1f},{frame.y(value):.1f}" for step, value, _ in points)
+    dots = "".join(
+        f'<circle cx="{frame.x(step):.1f}" cy="{frame.y(value):.1f}" r="3" '
+        f'opacity="{0.3 + 0.7 * n / most:.2f}">'
+        f"<title>step {step}: {value:.4f} (n = {n})</title></circle>"
+        for step, value, n in points
+    )
+    caption = f"{name} by step; the axis starts at {low:.2f}, pale points rest on few episodes"
+    box = f"0 0 {frame.left + frame.width + 12} {frame.top + frame.height + 26}"
     return (
-        f'<figure><svg class="chart" viewBox="0 0 {left + width + 12} {top + height + 26}" '
-        f'role="img">{"".join(shapes)}</svg><figcaption>{_text(caption)}</figcaption></figure>'
+        f'<figure><svg class="chart" viewBox="{box}" fill="currentColor" font-size="12" role="img">'
+        f'{frame.axes()}<polyline fill="none" stroke="currentColor" points="{path}"/>{dots}</svg>'
+        f"<figcaption>{_text(caption)}</figcaption></figure>"
     )
 
 
@@ -325,22 +340,18 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; mar
 dd { margin: 0; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; margin: .6rem 0; }
-table, .bar b { font-variant-numeric: tabular-nums; }
+table, .bars b { font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 th { color: var(--soft); font-weight: 600; }
-.bar { display: grid; grid-template-columns: minmax(6rem, 14rem) 1fr 3rem; gap: .6rem;
-  align-items: center; margin: .15rem 0; }
-.bar svg { width: 100%; height: .9rem; }
-.bar b { font-weight: 600; }
-.track { fill: var(--panel); }
-.fill { fill: var(--accent); }
+.bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: .2rem .7rem;
+  align-items: center; }
+.bars svg { width: 100%; height: .9rem; color: var(--accent); }
+.bars b { font-weight: 600; }
 figure { margin: 1rem 0; }
 .chart { width: 100%; max-width: 40rem; height: auto; }
-.chart text { fill: var(--soft); font-size: 12px; }
-.chart circle { fill: var(--accent); }
-.grid { stroke: var(--line); }
-.line { fill: none; stroke: var(--accent); stroke-width: 2; }
+.chart { color: var(--accent); }
+.chart text, .chart line { color: var(--soft); }
 details { border: 1px solid var(--line); border-radius: .5rem; margin: .6rem 0;
   padding: .5rem .8rem; }
 summary { cursor: pointer; overflow-wrap: anywhere; }
@@ -358,6 +369,6 @@ mark { background: var(--mark); color: inherit; border-radius: .2rem; }
   .pair > div::before { color: var(--soft); }
   .pair > div:first-child::before { content: "imagined: "; }
   .pair > div:last-child::before { content: "real: "; }
-  .bar { grid-template-columns: 7rem 1fr 2.6rem; }
+  th, td { padding: .3rem .25rem; font-size: .9rem; }
 }
 """

@@ -1,23 +1,25 @@
-"""ALFWorld's agents, against a small simulator that speaks the engine's sentences."""
+"""ALFWorld's agents, against a small simulator that speaks its sentences, and the real engine."""
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from gym_llmworld.agents import Agent
+from gym_llmworld.collection import play as play_episode
 from gym_llmworld.core import Scenario
 from gym_llmworld.errors import ScenarioError
 from gym_llmworld.worlds.alfworld_agents import (
     ALFWORLD_AGENTS,
-    AlfworldBelief,
+    AlfworldDetour,
     AlfworldExpert,
-    AlfworldExplorer,
-    AlfworldGoal,
 )
+from gym_llmworld.worlds.alfworld_belief import AlfworldBelief, AlfworldGoal
+from gym_llmworld.worlds.alfworld_explorer import AlfworldExplorer
 
 KITCHEN = {
     "receptacles": [
@@ -282,6 +284,29 @@ def test_expert_recovers_from_disturbances(name: str) -> None:
     assert solved >= 0.9 * 4 * len(TASKS)
 
 
+@pytest.mark.parametrize("instruction", TASKS)
+def test_detour_misses_the_task_first_and_then_does_it(instruction: str) -> None:
+    longer = 0
+    for seed in range(5):
+        scenario = scenario_for(instruction)
+        detour, direct = Simulator(scenario), Simulator(scenario)
+        turns = play(AlfworldDetour(), scenario, detour, seed=seed)
+        longer += len(turns) > len(play(AlfworldExpert(), scenario, direct))
+        assert detour.won
+
+    assert longer >= 3
+
+
+def test_detour_without_hidden_facts_is_a_search() -> None:
+    scenario = scenario_for("put a mug in cabinet.")
+    blind = Scenario.from_json({**scenario.to_json(), "hidden": {}})
+    simulator = Simulator(scenario)
+
+    play(AlfworldDetour(), blind, simulator)
+
+    assert simulator.won
+
+
 def test_wrong_thing_in_hand_is_put_where_it_is_accepted() -> None:
     scenario = scenario_for("put a mug in cabinet.")
     everywhere = [r["name"].split()[0] for r in KITCHEN["receptacles"]]  # type: ignore[index]
@@ -341,6 +366,11 @@ def test_belief_follows_every_sentence_of_the_engine() -> None:
 
     assert belief.held is None
     assert belief.find("mug") == [("mug 1", "shelf 2")]
+    assert belief.changed == {"drawer 1", "shelf 2"}
+
+    belief.update("You arrive at shelf 2. On the shelf 2, you see a desklamp 1, and a mug 1.")
+
+    assert belief.changed == {"drawer 1"}
 
 
 def test_heating_cancels_cooling() -> None:
@@ -372,7 +402,7 @@ def test_tour_sees_everything_and_is_random() -> None:
 def test_explorer_tries_every_verb_and_mostly_what_works() -> None:
     scenario = scenario_for("put a mug in cabinet.")
     turns: list[tuple[str, str]] = []
-    for seed in range(10):
+    for seed in range(30):
         simulator = Simulator(scenario)
         simulator.goal = AlfworldGoal("pick_and_place_simple", "nothing", "nowhere")
         turns += play(AlfworldExplorer(), scenario, simulator, seed=seed, limit=50)
@@ -399,3 +429,51 @@ def test_agents_repeat_themselves_under_a_seed(name: str) -> None:
     assert first == second
     if name in ("noisy", "noisy50", "random", "tour", "corrupted"):
         assert first != other
+
+
+@pytest.fixture(scope="module")
+def real_games(tmp_path_factory: pytest.TempPathFactory) -> list[Scenario]:
+    pytest.importorskip("fast_downward")
+    from gym_llmworld.real.alfworld_scenarios import load_games, write_games
+
+    folder = tmp_path_factory.mktemp("games")
+    write_games(folder, "valid_unseen", 6, 11, scenarios_only=True)
+    return list(load_games(folder, "valid_unseen"))
+
+
+@pytest.mark.parametrize("name", ["expert", "search", "detour", "noisy"])
+def test_real_games_of_all_six_kinds_are_solved(name: str, real_games: list[Scenario]) -> None:
+    from gym_llmworld.real.alfworld_env import AlfworldEnv
+
+    env, agent = AlfworldEnv(), ALFWORLD_AGENTS[name]()
+    played = [play_episode(env, agent, game, seed=1, max_steps=50) for game in real_games]
+
+    assert len({game.real["task_type"] for game in real_games}) == 6
+    assert all(episode.success for episode in played)
+
+
+@pytest.mark.parametrize("name", ["random", "noisy50", "corrupted"])
+def test_belief_agrees_with_the_real_engines_facts(name: str, real_games: list[Scenario]) -> None:
+    from gym_llmworld.real.alfworld_env import AlfworldEnv
+
+    env, agent = AlfworldEnv(), ALFWORLD_AGENTS[name]()
+    for game in real_games:
+        episode = play_episode(env, agent, game, seed=2, max_steps=40)
+        belief = AlfworldBelief.from_hidden(game.hidden)
+        for step in episode.steps:
+            belief.update(step.observation)
+
+        facts: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
+        for predicate, *arguments in env.facts():
+            facts[predicate].add(tuple(arguments))
+        states = {"clean": "isclean", "heat": "ishot", "cool": "iscool"}
+
+        assert facts["inreceptacle"] == {
+            (thing, name) for name, p in belief.places.items() for thing in p.contents or ()
+        }
+        assert facts["opened"] == {(n,) for n, p in belief.places.items() if p.is_open}
+        assert {thing for _, thing in facts["holds"]} == ({belief.held} if belief.held else set())
+        assert facts["istoggled"] == {(lamp,) for lamp in belief.lit}
+        for treatment, predicate in states.items():
+            treated = {(t,) for t, done in belief.treated.items() if treatment in done}
+            assert facts[predicate] == treated

@@ -201,7 +201,8 @@ def test_an_episode_that_ends_before_the_other() -> None:
     assert early == metrics.Divergence(2, "ended early", "go")
 
 
-def test_agreement_by_step_counts_unmatched_steps_as_different() -> None:
-    rates = metrics.agreement_by_step([(["a", "b", "c"], ["a", "x"]), (["a"], ["a"])])
-    assert rates == {1: Rate(2, 2), 2: Rate(0, 1), 3: Rate(0, 1)}
+def test_agreement_by_step_counts_every_real_step() -> None:
+    pairs = [(["a", "b", "c"], ["a", "x"]), (["a"], ["a", "b", "c"])]
+    rates = metrics.agreement_by_step(pairs)
+    assert rates == {1: Rate(2, 2), 2: Rate(0, 2), 3: Rate(0, 1)}
     assert metrics.rates_to_json(rates)[0] == {"key": 1, "value": 1.0, "hits": 2, "n": 2}

@@ -10,8 +10,8 @@ from gym_llmworld.protocol import SUCCESS_MARKER, ParseStatus, Prediction, Proto
 from gym_llmworld.worlds import get_world
 
 ROOM = (
-    "You are in the middle of a room. Looking quickly around you, you see a cabinet 10, a cabinet 2, "
-    "a countertop 1, a drawer 1, a fridge 1, a sinkbasin 1, and a sidetable 1."
+    "You are in the middle of a room. Looking quickly around you, you see a cabinet 10, "
+    "a cabinet 2, a countertop 1, a drawer 1, a fridge 1, a sinkbasin 1, and a sidetable 1."
 )
 SCENARIO = Scenario(
     id="golden",

@@ -170,8 +170,9 @@ def test_async_with_shared_memory_is_refused_loudly() -> None:
     def build() -> gym.Env[str, str]:
         return gym.make(ID, model=MODEL)
 
-    with pytest.raises(CustomSpaceError, match="shared_memory=False"):
+    with pytest.raises(ValueError, match="shared_memory=False") as refusal:
         AsyncVectorEnv([build, build])
+    assert isinstance(refusal.value.__cause__, CustomSpaceError)
 
 
 @pytest.mark.slow

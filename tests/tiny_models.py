@@ -11,14 +11,20 @@ from typing import Literal
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    Lfm2Config,
     LlamaConfig,
-    LlamaForCausalLM,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
-Architecture = Literal["llama", "qwen3"]
+Architecture = Literal["llama", "qwen3", "gpt2", "mistral", "lfm2"]
+ARCHITECTURES: tuple[Architecture, ...] = ("llama", "qwen3", "gpt2")
+"""Those whose layers all attend to the whole conversation."""
 
 CHATML = (
     "{%- for message in messages -%}"
@@ -36,8 +42,8 @@ LLAMA3 = (
     "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}"
     "{%- endif -%}"
 )
-# Moves the system text into the last user message, as Mistral's early templates do: what a chat of k
-# messages renders to is no prefix of what k + 2 messages render to.
+# Moves the system text into the last user message, as Mistral's early templates do: what a chat
+# renders to is no prefix of what it renders to two messages later.
 SYSTEM_LAST = (
     "{%- for message in messages -%}"
     "{%- if message['role'] == 'user' -%}"
@@ -62,14 +68,15 @@ SPECIAL = (
     "<|eot_id|>",
 )
 CORPUS = (
-    "You are in the middle of a room. Looking quickly around you, you see a cabinet 10, a drawer 3, "
-    "a countertop 1, a fridge 1, a garbagecan 1, and a toaster 1.",
+    "You are in the middle of a room. Looking quickly around you, you see a cabinet 10, a drawer "
+    "3, a countertop 1, a fridge 1, a garbagecan 1, and a toaster 1.",
     "Your task is to: put a hot plate in cabinet.",
-    "You arrive at cabinet 1. The cabinet 1 is closed. You open the cabinet 1. In it, you see nothing.",
+    "You arrive at cabinet 1. The cabinet 1 is closed. You open the cabinet 1. In it, you see "
+    "nothing.",
     "On the countertop 1, you see a apple 2, a bread 1, a egg 1, and a soapbottle 3.",
     "You pick up the plate 1 from the drawer 3. You heat the plate 1 using the microwave 1.",
-    "go to cabinet 1 open drawer 3 take plate 1 from drawer 3 heat plate 1 with microwave 1 inventory",
-    "Nothing happens. You are carrying: a plate 1. system user assistant [SUCCESS]",
+    "go to cabinet 1 open drawer 3 take plate 1 from drawer 3 heat plate 1 with microwave 1",
+    "inventory Nothing happens. You are carrying: a plate 1. system user assistant [SUCCESS]",
 )
 
 
@@ -99,8 +106,11 @@ def tiny_tokenizer(
 
 def tiny_model(
     architecture: Architecture, vocabulary: int, context: int = 512, seed: int = 0
-) -> LlamaForCausalLM | Qwen3ForCausalLM:
-    """Builds a random two-layer model with grouped-query attention."""
+) -> PreTrainedModel:
+    """Builds a random two-layer model, with grouped-query attention where there is such a thing.
+
+    ``"mistral"`` has a sliding window of 16 tokens, ``"lfm2"`` a convolution in its first layer.
+    """
     sizes = {
         "vocab_size": vocabulary,
         "hidden_size": 32,
@@ -109,16 +119,22 @@ def tiny_model(
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": context,
-        # Small weights give a flat distribution in which float noise decides the greedy token.
+        # Small weights give a flat distribution, in which float noise decides the greedy token.
         "initializer_range": 0.4,
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
     }
+    configs: dict[str, PreTrainedConfig] = {
+        "llama": LlamaConfig(**sizes),
+        "qwen3": Qwen3Config(**sizes, head_dim=8),
+        "gpt2": GPT2Config(**{**sizes, "intermediate_size": None}),
+        "mistral": MistralConfig(**sizes, sliding_window=16),
+        "lfm2": Lfm2Config(**sizes, layer_types=["conv", "full_attention"]),
+    }
     torch.manual_seed(seed)
-    if architecture == "llama":
-        return LlamaForCausalLM(LlamaConfig(**sizes)).eval()
-    return Qwen3ForCausalLM(Qwen3Config(**sizes, head_dim=8)).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(configs[architecture]).eval()
+    return model
 
 
 def save_checkpoint(
@@ -130,7 +146,7 @@ def save_checkpoint(
     context: int = 512,
     seed: int = 0,
 ) -> Path:
-    """Writes a complete random checkpoint (weights, tokenizer, chat template) and returns its folder."""
+    """Writes a random checkpoint (weights, tokenizer, chat template) and returns its folder."""
     tokenizer = tiny_tokenizer(template=template, eos=eos)
     model = tiny_model(architecture, len(tokenizer), context, seed)
     model.save_pretrained(folder)

@@ -1,24 +1,26 @@
 """Small Llama world models from scratch, that can look things up from their first step.
 
-With hidden context, most of a text world is *recall*: ``open cabinet 3`` is answered by what stands
-behind ``cabinet 3`` in the context. A transformer does that with a two-layer circuit, previous-token
-heads below heads that match and copy (induction heads: Olsson et al., arXiv 2209.11895). From an
-ordinary random start the circuit forms late and abruptly; on a CPU budget it does not form at all.
-`recall_init` writes it into the initial weights instead. Everything stays trainable, nothing about
-the architecture changes: the result is an ordinary `LlamaForCausalLM`. That weights may be set to
-the structure that training would arrive at is the idea of mimetic initialisation (Trockman & Kolter,
-arXiv 2305.09828); the construction here is our own.
+With hidden context, most of a text world is *recall*: ``open cabinet 3`` is answered by what
+stands behind ``cabinet 3`` in the context. A transformer does that with a two-layer circuit,
+previous-token heads below heads that match and copy (induction heads: Olsson et al., arXiv
+2209.11895). From an ordinary random start the circuit forms late and abruptly; on a CPU budget it
+does not form at all. `recall_init` writes it into the initial weights instead. Everything stays
+trainable, nothing about the architecture changes: the result is an ordinary `LlamaForCausalLM`.
+That weights may be set to the structure that training would arrive at is the idea of mimetic
+initialisation (Trockman & Kolter, arXiv 2305.09828); the construction here is our own.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-_EMBEDDING_SCALE = 0.05
+_EMBEDDING_SCALE = 0.15
+_LOGIT_SCALE = 0.05
 _RANDOM_SCALE = 0.02
 _POSITION_FREQUENCIES = 4
 _POSITION_SHARPNESS = 8.5
@@ -117,8 +119,9 @@ def recall_init(model: LlamaForCausalLM) -> None:
             f"{config.num_key_value_heads} key/value heads"
         )
     spare = size // 4
-    own = torch.arange(1, width - 2 * size - spare)
-    previous = torch.arange(own[-1] + 1, own[-1] + 1 + size)
+    begin = width - 2 * size - spare
+    own = torch.arange(1, begin)
+    previous = torch.arange(begin, begin + size)
     before = previous + size
 
     _small_random(model)
@@ -129,6 +132,8 @@ def recall_init(model: LlamaForCausalLM) -> None:
     vectors *= math.sqrt(len(own)) / vectors.norm(dim=1, keepdim=True)
     tokens[:, own] = vectors * _EMBEDDING_SCALE
     constant = 4 * _EMBEDDING_SCALE
+    # Tied embeddings also make the logits: keep those moderate whatever the embeddings' size.
+    model.model.norm.weight.fill_(_LOGIT_SCALE / _EMBEDDING_SCALE)
     tokens[:, 0] = constant
 
     power = len(own) * _EMBEDDING_SCALE**2 + constant**2
@@ -167,7 +172,8 @@ def _orthonormal(rows: int, columns: int) -> Tensor:
             f"the model is too narrow for recall initialisation: {columns} dimensions are left for "
             f"tokens, {rows} are needed; use more or smaller heads"
         )
-    return torch.linalg.qr(torch.randn(columns, rows))[0].T
+    basis: Tensor = torch.linalg.qr(torch.randn(columns, rows))[0]
+    return basis.T
 
 
 def _rows(head: int, size: int) -> slice:
@@ -175,7 +181,7 @@ def _rows(head: int, size: int) -> slice:
 
 
 def _look_back(
-    attention: torch.nn.Module,
+    attention: Any,
     head: int,
     offset: int,
     size: int,
@@ -200,7 +206,7 @@ def _look_back(
 
 
 def _match(
-    attention: torch.nn.Module,
+    attention: Any,
     head: int,
     size: int,
     asked: Tensor,
@@ -221,7 +227,7 @@ def _match(
 
 
 def _move(
-    attention: torch.nn.Module,
+    attention: Any,
     head: int,
     size: int,
     source: Tensor,

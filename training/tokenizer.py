@@ -13,6 +13,7 @@ The result is an ordinary fast tokenizer (``tokenizer.json`` + ``chat_template.j
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -65,19 +66,23 @@ def mine_phrases(texts: Iterable[str], minimum: int = 20, limit: int = 400) -> l
     return sorted((p for p in frequent if len(p) > 1), key=lambda p: (-len(p), p))
 
 
-def mine_entities(texts: Iterable[str]) -> list[str]:
-    """Finds the names in ``texts``, and completes their numbering from 1 to the highest seen.
+def mine_entities(documents: Iterable[str], minimum: int = 5) -> list[str]:
+    """Finds the names in ``documents``, and completes their numbering from 1 to the highest seen.
+
+    Args:
+        documents: One text per episode.
+        minimum: In how many of them a name has to occur; what an agent mistypes stays out.
 
     Returns:
         Names with their leading blank, such as ``" cabinet 3"``, sorted.
     """
-    highest: Counter[str] = Counter()
-    for text in texts:
-        for match in _ENTITY_PATTERN.finditer(text):
-            kind, number = match.group().rsplit(" ", 1)
-            # Beyond two digits it is a quantity rather than a name.
-            if len(number) <= 2:
-                highest[kind] = max(highest[kind], int(number))
+    counts = Counter(name for text in documents for name in set(_ENTITY_PATTERN.findall(text)))
+    highest: dict[str, int] = {}
+    for name, n in counts.items():
+        kind, number = name.rsplit(" ", 1)
+        # Beyond two digits it is a quantity rather than a name.
+        if n >= minimum and len(number) <= 2:
+            highest[kind] = max(highest.get(kind, 0), int(number))
     return [f"{kind} {i}" for kind in sorted(highest) for i in range(1, highest[kind] + 1)]
 
 
@@ -95,10 +100,8 @@ def train_tokenizer(
         A fast tokenizer with `CHAT_TEMPLATE`, `END` as end-of-sequence token and `PAD` for padding.
     """
     texts = [message.content for chat in chats for message in chat]
-    # The last line of the system message is the instruction.
-    worded = [m.content.rsplit("\n", 1)[0] if m.role == "system" else m.content
-              for chat in chats for m in chat]  # fmt: skip
-    phrases = mine_phrases(worded, minimum)
+    phrases = mine_phrases((text for chat in chats for text in _worded(chat)), minimum)
+    entities = mine_entities("\n".join(message.content for message in chat) for chat in chats)
     pattern = "|".join([_ENTITY, *(re.escape(p) + _boundary(p) for p in phrases), _WORDS])
     split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -113,7 +116,17 @@ def train_tokenizer(
         show_progress=False,
     )
     words.train_from_iterator(texts, trainer)
-    return _assemble(words, split, to_bytes, [*mine_entities(texts), *phrases])
+    return _assemble(words, split, to_bytes, [*entities, *phrases])
+
+
+def _worded(chat: Chat) -> list[str]:
+    """What the engine worded: all but the instruction, the context's last line.
+
+    The context goes line by line. A phrase that ran on into the next line would be another token
+    than the same words at the end of an observation, and copying would have to translate.
+    """
+    lines = chat[0].content.split("\n")[:-1]
+    return ["\n" * (i > 0) + line for i, line in enumerate(lines)] + [m.content for m in chat[1:]]
 
 
 def _boundary(phrase: str) -> str:
@@ -127,8 +140,6 @@ def _assemble(
     to_bytes: pre_tokenizers.ByteLevel,
     wholes: Sequence[str],
 ) -> PreTrainedTokenizerFast:
-    import json
-
     learned = json.loads(words.to_str())["model"]
     tokens = list(SPECIAL_TOKENS)
     tokens += sorted(learned["vocab"], key=lambda token: learned["vocab"][token])

@@ -6,6 +6,7 @@ share one engine: it is loaded once, and closed when the last of them is closed.
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 from gym_llmworld.backends.base import Backend, BackendStats, Engine, Scorer
 from gym_llmworld.backends.scripted import ScriptedBackend, load_script
 from gym_llmworld.core import Completion, Message, Sampling
-from gym_llmworld.errors import BackendError
+from gym_llmworld.errors import BackendError, MissingDependency
 
 __all__ = [
     "Backend",
@@ -30,9 +31,7 @@ __all__ = [
 
 BACKENDS = ("auto", "hf", "scripted")
 _SCRIPTED = "scripted:"
-_FORMS = (
-    "a checkpoint folder, a Hugging Face hub id ('owner/name') or 'scripted:module:function'"
-)
+_FORMS = "a checkpoint folder, a Hugging Face hub id ('owner/name') or 'scripted:module:function'"
 
 
 @dataclass(frozen=True)
@@ -175,6 +174,9 @@ def _load(config: BackendConfig) -> Engine:
         if options:
             raise TypeError(f"backend 'scripted' takes no option, got {sorted(options)[0]!r}")
         return load_script(config.model.removeprefix(_SCRIPTED))
-    from gym_llmworld.backends.loading import load_hf
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependency(package, "hf")
+    from gym_llmworld.backends.hf import HFBackend
 
-    return load_hf(config.model, options)
+    return HFBackend(config.model, **options)

@@ -56,8 +56,9 @@ class Backend(Protocol):
             samplings: ``B`` sampling settings, one per chat.
 
         Returns:
-            ``B`` results in the order of the chats. A chat that cannot be answered (too long for the
-            context, say) has its error *in its place*, so that one world cannot fail the others.
+            ``B`` results in the order of the chats. A chat that cannot be answered (too long for
+            the context, say) has its error *in its place*, so that one world cannot fail the
+            others.
 
         Raises:
             BackendError: Nothing could be answered at all.

@@ -1,12 +1,12 @@
-"""ALFWorld's engine without its overhead: the same planner library, the same text, 100 times faster.
+"""ALFWorld's engine without its overhead: same planner library, same text, 100 times faster.
 
 ALFWorld runs on TextWorld's ``PddlEnv``: a PDDL problem is translated to SAS+, Fast Downward's
 library keeps the state and lists what is applicable, a grammar words it. ``PddlEnv`` parses the
 grammar anew for every admissible command and translates the problem twice per load and per reset.
 Here the library does the same work, and everything around it is computed once per game.
 
-The library holds one state per process. A `Play` therefore remembers the operators it has applied and
-takes the library over when another one used it in between.
+The library holds one state per process. A `Play` therefore remembers the operators it has applied
+and takes the library over when another one used it in between.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class LoadedGame:
         self.names = names_of({t for _, arguments in self.problem.facts for t in arguments})
         unworded = self.problem.action_names - self.grammar.templates.keys()
         if unworded:
-            raise EngineError(f"the grammar does not word the actions {', '.join(sorted(unworded))}")
+            names = ", ".join(sorted(unworded))
+            raise EngineError(f"the game's grammar does not word these actions: {names}")
         # A command never changes when the grammar asks only what no action can alter.
         self._commands: dict[str, str] = {}
         self._fixed_actions = frozenset(
@@ -139,7 +140,9 @@ class Facts:
         TextWorld keeps "is not so" as a fact of its own, ``not_opened``, once it has come about.
         """
         predicate, arguments, negated = _parse_atom(effect)
-        made, ended = (f"not_{predicate}", predicate) if negated else (predicate, f"not_{predicate}")
+        made, ended = predicate, f"not_{predicate}"
+        if negated:
+            made, ended = ended, made
         self._facts[ended].discard(arguments)
         self._facts[made].add(arguments)
         self._sorted.pop(made, None)
@@ -155,8 +158,7 @@ class Facts:
             for arguments in found
             if len(arguments) == len(types)
             and all(
-                kind in ("object", self._types[t])
-                for kind, t in zip(types, arguments, strict=True)
+                kind in ("object", self._types[t]) for kind, t in zip(types, arguments, strict=True)
             )
         ]
 
@@ -165,7 +167,7 @@ class Facts:
         return self._names[thing]
 
     def worded(self) -> list[tuple[str, ...]]:
-        """Returns every true fact as predicate and names, ``("inreceptacle", "mug 1", "desk 1")``."""
+        """Returns every true fact, ``("inreceptacle", "mug 1", "desk 1")``."""
         return [
             (predicate, *(self._names[thing] for thing in arguments))
             for predicate, found in self._facts.items()

@@ -10,12 +10,10 @@ The same `GameSpec` always gives the same bytes.
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,33 +28,15 @@ from gym_llmworld.real.alfworld_rooms import (
     holdable,
     object_id,
     read_room,
-    room_kind,
-    scenes_of,
 )
-
-GENERATOR_VERSION = 1
-"""Moves when a spec would give another game than before."""
-
-TASK_TYPES = (
-    "pick_and_place_simple",
-    "look_at_obj_in_light",
-    "pick_clean_then_place_in_recep",
-    "pick_heat_then_place_in_recep",
-    "pick_cool_then_place_in_recep",
-    "pick_two_obj_and_place",
+from gym_llmworld.real.alfworld_tasks import (
+    GENERATOR_VERSION,
+    TREATMENTS,
+    GameSpec,
+    Task,
+    placeable_types,
+    tasks_of,
 )
-"""The six task types of ALFWorld."""
-
-SPLITS = ("train", "valid_seen", "valid_unseen")
-
-LAMPS = ("DeskLamp", "FloorLamp")
-
-# How the object is treated on its way: verb, the receptacle it takes, ALFWorld's list of objects.
-_TREATMENTS = {
-    "pick_clean_then_place_in_recep": ("clean", "SinkBasin", "Cleanable"),
-    "pick_heat_then_place_in_recep": ("heat", "Microwave", "Heatable"),
-    "pick_cool_then_place_in_recep": ("cool", "Fridge", "Coolable"),
-}
 
 _OPENABLE = frozenset({"Fridge", "Cabinet", "Microwave", "Drawer", "Safe"})
 _SURFACES = ("CounterTop", "DiningTable", "CoffeeTable", "SideTable", "Desk", "Dresser", "TVStand")
@@ -72,59 +52,6 @@ _DECOR = {
     "TeddyBear": _SEATS,
 }
 _ROOMY = frozenset({*_SURFACES, "Bed", "Sofa", "Fridge"})
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What is to be done, and where.
-
-    Attributes:
-        type: One of `TASK_TYPES`.
-        object: Type of the object, as ALFRED spells it (``Plate``).
-        receptacle: Type of the goal receptacle; of the lamp in ``look_at_obj_in_light``.
-        scene: Number of the room.
-    """
-
-    type: str
-    object: str
-    receptacle: str
-    scene: int
-
-    def __str__(self) -> str:
-        return f"{self.type}-{self.object}-None-{self.receptacle}-{self.scene}"
-
-    @classmethod
-    def parse(cls, text: str) -> Task:
-        """Reads ``pick_heat_then_place_in_recep-Plate-None-Cabinet-19``.
-
-        Raises:
-            ScenarioError: The text has another form, or names an unknown task type.
-        """
-        match = re.fullmatch(r"(\w+)-(\w+)-None-(\w+)-(\d+)", text)
-        if match is None or match[1] not in TASK_TYPES:
-            raise ScenarioError(
-                f"not a task: {text!r}; expected <type>-<Object>-None-<Receptacle>-<scene> with a "
-                f"type out of {', '.join(TASK_TYPES)}"
-            )
-        return cls(match[1], match[2], match[3], int(match[4]))
-
-
-@dataclass(frozen=True, slots=True)
-class GameSpec:
-    """All that a generated game follows from.
-
-    Attributes:
-        task: For example ``pick_heat_then_place_in_recep-Plate-None-Cabinet-19``.
-        seed: Decides where things are, and how the task is worded.
-    """
-
-    task: str
-    seed: int
-
-    @property
-    def trial(self) -> str:
-        """Name of the game's folder."""
-        return f"trial_{self.seed:012d}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,98 +113,6 @@ def _as_json(spec: GameSpec) -> dict[str, Any]:
     return {"task": spec.task, "seed": spec.seed}
 
 
-@lru_cache(maxsize=None)
-def tasks_of(scene: int) -> tuple[Task, ...]:
-    """Returns every task that a room allows, in a fixed order.
-
-    Raises:
-        ScenarioError: No such room.
-        MissingDependency: alfworld is not installed.
-    """
-    room = read_room(scene)
-    valid = alfworld_constants().GOALS_VALID
-    types = (kind for kind in TASK_TYPES if room.kind in valid[kind])
-    return tuple(task for kind in types for task in _tasks_of_type(room, kind))
-
-
-def _tasks_of_type(room: Room, kind: str) -> Iterable[Task]:
-    objects = _placeable(room)
-    if kind == "look_at_obj_in_light":
-        for lamp in (lamp for lamp in LAMPS if lamp in room.object_types):
-            yield from (Task(kind, thing, lamp, room.scene) for thing in objects)
-        return
-    treated_at = None
-    if kind in _TREATMENTS:
-        _, treated_at, table = _TREATMENTS[kind]
-        if treated_at not in room.receptacle_types:
-            return
-        objects = tuple(o for o in objects if o in alfworld_constants().VAL_ACTION_OBJECTS[table])
-    for thing in objects:
-        places = sorted(t for t in room.receptacle_types if thing in holdable().get(t, ()))
-        for place in places:
-            # It must start somewhere else than where it shall end.
-            if place != treated_at and len(places) > 1:
-                yield Task(kind, thing, place, room.scene)
-
-
-def _placeable(room: Room) -> tuple[str, ...]:
-    held = {thing for place in room.receptacle_types for thing in holdable().get(place, ())}
-    return tuple(thing for thing in room.object_types if thing in held)
-
-
-def sample_specs(split: str, n: int, seed: int = 0) -> list[GameSpec]:
-    """Draws tasks with their game seeds; see `spec_stream`. A longer list starts with the shorter.
-
-    Args:
-        split: ``train``, ``valid_seen`` or ``valid_unseen``.
-        n: How many.
-        seed: Of the draw.
-
-    Raises:
-        ScenarioError: There is no such split.
-        MissingDependency: alfworld is not installed.
-    """
-    return list(itertools.islice(spec_stream(split, seed), n))
-
-
-def spec_stream(split: str, seed: int = 0) -> Iterator[GameSpec]:
-    """Draws without end: task types in turn; rooms, objects, places and game seeds at random.
-
-    ``valid_seen`` plays in the rooms of ``train`` with other games: the seeds of different splits
-    never coincide.
-
-    Raises:
-        ScenarioError: There is no such split.
-        MissingDependency: alfworld is not installed.
-    """
-    scenes = scenes_of(split)
-    return _draw_specs(split, seed, scenes)
-
-
-def _draw_specs(split: str, seed: int, scenes: Sequence[int]) -> Iterator[GameSpec]:
-    draw = Draw(f"specs {GENERATOR_VERSION} {split} {seed}")
-    rooms = {
-        kind: [scene for scene in scenes if any(task.type == kind for task in tasks_of(scene))]
-        for kind in TASK_TYPES
-    }
-    seen: set[GameSpec] = set()
-    for kind in itertools.cycle(TASK_TYPES):
-        spec = None
-        while spec is None or spec in seen:
-            tasks = [task for task in tasks_of(draw.pick(rooms[kind])) if task.type == kind]
-            thing = draw.pick(sorted({task.object for task in tasks}))
-            task = draw.pick([task for task in tasks if task.object == thing])
-            game_seed = draw.below(10**9) * len(SPLITS) + SPLITS.index(split)
-            spec = GameSpec(str(task), game_seed)
-        seen.add(spec)
-        yield spec
-
-
-def split_of(spec: GameSpec) -> str:
-    """Returns the split whose draw a spec belongs to."""
-    return SPLITS[spec.seed % len(SPLITS)]
-
-
 @dataclass(slots=True)
 class _Thing:
     id: str
@@ -299,7 +134,7 @@ def build_game(spec: GameSpec) -> Game:
     room = read_room(task.scene)
     if task not in tasks_of(task.scene):
         raise ScenarioError(
-            f"{room_kind(task.scene)} {task.scene} does not allow {spec.task!r}: the object, the "
+            f"{room.kind} {task.scene} does not allow {spec.task!r}: the object, the "
             f"receptacle or what the task needs is not there. See tasks_of({task.scene})"
         )
     draw = Draw(f"game {GENERATOR_VERSION} {spec.task} {spec.seed}")
@@ -320,7 +155,7 @@ def build_game(spec: GameSpec) -> Game:
 def _place_things(room: Room, task: Task, draw: Draw) -> list[_Thing]:
     things: list[_Thing] = []
     fill = draw.between(0.6, 1.0)
-    for kind in draw.shuffled(_placeable(room)):
+    for kind in draw.shuffled(placeable_types(room)):
         target = kind == task.object
         if not target and not draw.chance(fill):
             continue
@@ -349,7 +184,10 @@ def _put(kind: str, places: Sequence[Receptacle], things: Sequence[_Thing], draw
     while True:
         x, y, z = place.position
         name = object_id(
-            kind, x + draw.between(-0.4, 0.4), y + draw.between(0.0, 0.1), z + draw.between(-0.4, 0.4)
+            kind,
+            x + draw.between(-0.4, 0.4),
+            y + draw.between(0.0, 0.1),
+            z + draw.between(-0.4, 0.4),
         )
         if name not in taken:
             return _Thing(name, kind, place)
@@ -411,8 +249,8 @@ def _plan(room: Room, task: Task, things: Sequence[_Thing], draw: Draw) -> tuple
     goal = draw.pick([r for r in room.receptacles if r.type == task.receptacle])
     for target in targets[: 2 if task.type == "pick_two_obj_and_place" else 1]:
         planner.take(target)
-        if task.type in _TREATMENTS:
-            verb, place_type, _ = _TREATMENTS[task.type]
+        if task.type in TREATMENTS:
+            verb, place_type, _ = TREATMENTS[task.type]
             planner.treat(
                 verb, target, draw.pick([r for r in room.receptacles if r.type == place_type])
             )
@@ -424,14 +262,12 @@ def _raw_ids(room: Room, things: Sequence[_Thing]) -> list[str]:
     return [*(r.id for r in room.receptacles), *(t.id for t in things)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _shipped(name: str) -> str:
     return (Path(str(alfworld_constants().__file__)).parents[1] / "data" / name).read_text()
 
 
-def _problem(
-    spec: GameSpec, room: Room, task: Task, things: Sequence[_Thing], start: str
-) -> str:
+def _problem(spec: GameSpec, room: Room, task: Task, things: Sequence[_Thing], start: str) -> str:
     """Writes ``initial_state.pddl`` with ALFWorld's sections, in its order."""
     constants = alfworld_constants()
     fixed = sorted(fixed_receptacle_types())

@@ -1,9 +1,9 @@
 """The text side of ALFWorld: TextWorld's grammar files (``.twl2``), parsed once, derived directly.
 
-TextWorld parses a grammar symbol again for every admissible command of every step. Here each text is
-parsed once per process, and a derivation is a walk over tuples. What comes out is the same, letter
-for letter, including what TextWorld does with odd texts: it stops at a stray ``;`` or bracket
-without a word.
+TextWorld parses a grammar symbol again for every admissible command of every step. Here each text
+is parsed once per process, and a derivation is a walk over tuples. What comes out is the same,
+letter for letter, including what TextWorld does with odd texts: it stops at a stray ``;`` or
+bracket without a word.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ def _expression(text: str) -> ast.expr:
     try:
         expression = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
-        raise EngineError(f"the grammar holds an expression that cannot be read: {text!r}") from error
+        raise EngineError(f"the grammar holds an expression that is none: {text!r}") from error
     _check(expression, text)
     return expression
 

@@ -1,9 +1,9 @@
 """The 120 rooms of ALFWorld, read from the layout files that the ``alfworld`` wheel ships.
 
 A layout names the receptacles of an AI2-THOR floor plan with the point from which the agent reaches
-them, the object types of the room and the points on which the agent can stand. Receptacle types that
-a layout lists without a place (stove burners, the toaster, ...) are put at a free point, the same one
-in every game of the room.
+them, the object types of the room and the points on which the agent can stand. Receptacle types
+that a layout lists without a place (stove burners, the toaster, ...) are put at a free point, the
+same one in every game of the room.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -203,7 +203,7 @@ def room_kind(scene: int) -> str:
     raise ScenarioError(f"no floor plan {scene}; expected 1-30, 201-230, 301-330 or 401-430")
 
 
-@lru_cache(maxsize=None)
+@cache
 def read_room(scene: int) -> Room:
     """Reads a floor plan.
 
@@ -220,7 +220,8 @@ def read_room(scene: int) -> Room:
     layouts = Path(str(alfworld_constants().__file__)).parent / "layouts"
     placed = json.loads((layouts / f"FloorPlan{scene}-openable.json").read_text())
     types = set(json.loads((layouts / f"FloorPlan{scene}-objects.json").read_text()))
-    points = sorted((float(x), float(z)) for x, z in np.load(layouts / f"FloorPlan{scene}-layout.npy"))
+    grid = np.load(layouts / f"FloorPlan{scene}-layout.npy")
+    points = sorted((float(x), float(z)) for x, z in grid)
 
     receptacles = [
         Receptacle(id=name, type=_type_of(name), location=_location(name, (point[0], point[1])))
@@ -249,7 +250,7 @@ def _added_receptacles(
     missing = sorted((types & fixed_receptacle_types()) - {r.type for r in placed})
     used = {receptacle.location for receptacle in placed}
     added: list[Receptacle] = []
-    for kind in (kind for kind in missing for _ in range(_ADDED_COPIES.get(kind, 1))):
+    for kind in [name for name in missing for _ in range(_ADDED_COPIES.get(name, 1))]:
         while True:
             point = draw.pick(points)
             angle = draw.between(0, 2 * math.pi)
@@ -292,10 +293,8 @@ def _location(name: str, point: tuple[float, float]) -> str:
     """
     x, y, z = _position(name)
     east, north = x - point[0], z - point[1]
-    if abs(east) > abs(north):
-        rotation = 1 if east > 0 else 3
-    else:
-        rotation = 0 if north > 0 else 2
+    sideways = abs(east) > abs(north)
+    rotation = (1 if east > 0 else 3) if sideways else (0 if north > 0 else 2)
     kind = _type_of(name)
     if kind in _FORCED_HORIZON:
         return _pose(*point, rotation, _FORCED_HORIZON[kind])

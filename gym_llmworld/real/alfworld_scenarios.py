@@ -13,76 +13,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from gym_llmworld.core import Scenario
 from gym_llmworld.episodes import TruncatedLine, read_scenarios, write_scenarios
-from gym_llmworld.errors import DataError, EngineError, ScenarioError
-from gym_llmworld.real.alfworld_engine import Facts, LoadedGame, Play, replay
-from gym_llmworld.real.alfworld_games import (
-    GENERATOR_VERSION,
-    LAMPS,
-    SPLITS,
-    TASK_TYPES,
-    Game,
-    GameSpec,
-    Task,
-    build_game,
-    dump_game,
-    spec_stream,
-    split_of,
-)
-from gym_llmworld.real.alfworld_grammar import parse_grammar
-from gym_llmworld.real.alfworld_names import names_of
-from gym_llmworld.real.alfworld_pddl import Problem, read_problem
+from gym_llmworld.errors import EngineError, ScenarioError
+from gym_llmworld.real.alfworld_download import load_games, read_json
+from gym_llmworld.real.alfworld_engine import LoadedGame, Play, replay
+from gym_llmworld.real.alfworld_games import Game, build_game, dump_game
+from gym_llmworld.real.alfworld_pddl import read_problem
+from gym_llmworld.real.alfworld_tasks import GENERATOR_VERSION, GameSpec, spec_stream, split_of
+from gym_llmworld.real.alfworld_views import first_view, hidden_state, task_facts
 
-TASK_PREFIX = "Your task is to: "
-DATA_VARIABLE = "ALFWORLD_DATA"
+__all__ = ["game_scenario", "load_game", "load_games", "write_games"]
 
-_DOWNLOAD_FOLDER = "json_2.1.1"
-_PUT_GRAMMAR = "put "
 _MAX_FAILURES = 20
 
 Progress = Callable[[int, int], None]
 
 _log = logging.getLogger(__name__)
-
-
-def first_view(intro: str) -> str:
-    """Returns the first observation as agents see it: no welcome line, no blank line."""
-    return "\n".join(intro.split("\n\n")[1:])
-
-
-def hidden_state(problem: Problem) -> dict[str, Any]:
-    """Returns what is where at first, in the engine's names and order.
-
-    Returns:
-        ``{"receptacles": [{"name", "openable", "open", "contents"}], "toggles": {lamp: is it on},
-        "together": [[names of receptacles reached from one and the same point], ...]}``.
-    """
-    names = names_of({thing for _, arguments in problem.facts for thing in arguments})
-    openable = {r for (r,) in problem.of("openable")}
-    opened = {r for (r,) in problem.of("opened")}
-    toggled = {o for (o,) in problem.of("istoggled")}
-    contents: dict[str, list[str]] = {}
-    for thing, receptacle in problem.of("inreceptacle"):
-        contents.setdefault(receptacle, []).append(names[thing])
-    reached: dict[str, list[str]] = {}
-    for receptacle, location in problem.of("receptacleatlocation"):
-        reached.setdefault(location, []).append(names[receptacle])
-    return {
-        "receptacles": [
-            {
-                "name": names[receptacle],
-                "openable": receptacle in openable,
-                "open": receptacle in opened,
-                "contents": contents.get(receptacle, []),
-            }
-            for receptacle, _ in problem.of("receptacleatlocation")
-        ],
-        "toggles": {names[lamp]: lamp in toggled for (lamp,) in problem.of("toggleable")},
-        "together": [group for group in reached.values() if len(group) > 1],
-    }
 
 
 def game_scenario(game: Game | GameSpec) -> Scenario:
@@ -108,22 +56,12 @@ def game_scenario(game: Game | GameSpec) -> Scenario:
         admissible=first.admissible,
         hidden=hidden_state(read_problem(game.problem)),
         real={
-            **_task_facts(task),
+            **task_facts(task),
             "plan": list(game.plan),
             "seed": game.spec.seed,
             "generator": GENERATOR_VERSION,
         },
     )
-
-
-def _task_facts(task: Task) -> dict[str, Any]:
-    return {
-        "task_type": task.type,
-        "object": task.object,
-        "receptacle": task.receptacle,
-        "scene": task.scene,
-        "task": str(task),
-    }
 
 
 def write_games(
@@ -269,146 +207,6 @@ def _write_files(place: Path, files: Mapping[str, str]) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def load_games(games: str | os.PathLike[str] | None, split: str) -> list[Scenario]:
-    """Reads the scenarios of a split.
-
-    Args:
-        games: A folder made by `write_games`, or the tree that ``alfworld-download`` makes; None
-            for the folder that the environment variable ``ALFWORLD_DATA`` names.
-        split: ``train``, ``valid_seen`` or ``valid_unseen``.
-
-    Raises:
-        ScenarioError: There is no such folder or split, or no game in it can be played here.
-        DataError: A file is damaged.
-    """
-    if games is None:
-        games = os.environ.get(DATA_VARIABLE)
-        if games is None:
-            raise ScenarioError(
-                f"no folder with games given and ${DATA_VARIABLE} is not set; make games with "
-                f"`llmworld games alfworld --out DIR`, or run `alfworld-download`"
-            )
-    folder = _split_folder(Path(games), split)
-    listed = folder / "scenarios.jsonl"
-    if listed.is_file():
-        return read_scenarios(listed)
-    return list(_downloaded(folder, split))
-
-
-def _split_folder(root: Path, split: str) -> Path:
-    for folder in (root / split, root / _DOWNLOAD_FOLDER / split):
-        if folder.is_dir():
-            return folder
-    present = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    raise ScenarioError(
-        f"no games of split {split!r} in {root}; expected a folder {split} or "
-        f"{_DOWNLOAD_FOLDER}/{split}, "
-        + (f"found {', '.join(present) or 'nothing'}" if root.is_dir() else "which does not exist")
-    )
-
-
-@lru_cache(maxsize=4)
-def _downloaded(folder: Path, split: str) -> tuple[Scenario, ...]:
-    scenarios, refused = [], []
-    for file in sorted(folder.rglob("game.tw-pddl")):
-        try:
-            scenarios.append(read_game_file(file, split))
-        except ScenarioError as error:
-            refused.append(str(error))
-    if refused:
-        _log.warning("%d games of %s left out; the first: %s", len(refused), folder, refused[0])
-    if not scenarios:
-        reason = f"; the first of {len(refused)} refused ones: {refused[0]}" if refused else ""
-        raise ScenarioError(
-            f"no playable game.tw-pddl under {folder}{reason or '; expected <task>/<trial>/'}"
-        )
-    return tuple(scenarios)
-
-
-def read_game_file(file: Path, split: str) -> Scenario:
-    """Describes where a downloaded game starts, without translating it.
-
-    Args:
-        file: ``game.tw-pddl``, with ``traj_data.json`` beside it.
-        split: What the scenario shall say.
-
-    Raises:
-        ScenarioError: The game is unsolvable, of a task that ALFWorld does not play, or written in
-            the grammar from before ALFWorld 0.4 (``put x in/on y``).
-        DataError: A file is not what it should be.
-    """
-    data, traj = _json(file), _json(file.with_name("traj_data.json"))
-    task = _task_of(file, traj)
-    if not data.get("solvable", False):
-        raise ScenarioError(f"{file} is marked unsolvable; ALFWorld skips it, too")
-    grammar = parse_grammar(data["grammar"])
-    moves = grammar.templates.get("putobject", ())
-    if moves and getattr(moves[0], "text", "").startswith(_PUT_GRAMMAR):
-        raise ScenarioError(
-            f"{file} has the grammar from before ALFWorld 0.4 (`put x in/on y`); expected "
-            "`move x to y`. Download the games again: alfworld-download --force"
-        )
-    problem = read_problem(data["pddl_problem"])
-    names = names_of({thing for _, arguments in problem.facts for thing in arguments})
-    intro = grammar.derive(
-        grammar.rules["intro"][0].symbols, Facts(problem.facts, problem.types, names), {}
-    )
-    observation = first_view(intro)
-    return Scenario(
-        id="/".join((split, file.parent.parent.name, file.parent.name)),
-        world="alfworld",
-        split=split,
-        instruction=observation.rpartition(TASK_PREFIX)[2],
-        observation=observation,
-        admissible=_first_commands(problem, names),
-        hidden=hidden_state(problem),
-        real={
-            **_task_facts(task),
-            "plan": list(data.get("walkthrough") or ()),
-            "game_file": str(file),
-        },
-    )
-
-
-def _first_commands(problem: Problem, names: Mapping[str, str]) -> tuple[str, ...] | None:
-    """Returns what is possible away from all furniture with empty hands; None when not so."""
-    places = problem.of("receptacleatlocation")
-    here = {location for _, location in problem.of("atlocation")}
-    if here & {location for _, location in places} or problem.of("holds"):
-        return None
-    moves = (f"go to {names[receptacle]}" for receptacle, _ in places)
-    return tuple(sorted({*moves, "help", "inventory", "look"}))
-
-
-def _task_of(file: Path, traj: Mapping[str, Any]) -> Task:
-    try:
-        goal = traj["pddl_params"]
-        kind, scene = traj["task_type"], int(traj["scene"]["scene_num"])
-        place = goal["toggle_target"] if kind == "look_at_obj_in_light" else goal["parent_target"]
-        task = Task(kind, goal["object_target"], place, scene)
-        sliced = goal["object_sliced"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{file.with_name('traj_data.json')}: missing or wrong field {error}; expected "
-            "task_type, pddl_params and scene as in ALFRED"
-        ) from error
-    if kind not in TASK_TYPES or sliced:
-        raise ScenarioError(f"{file} is a task with slices or a movable receptacle: not supported")
-    return task
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ScenarioError(f"no such game file: {file}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise DataError(f"{file} must hold a JSON object, got {type(data).__name__}")
-    return data
-
-
 def load_game(scenario: Scenario) -> LoadedGame:
     """Returns the game that a scenario starts; the last 32 are kept.
 
@@ -423,8 +221,8 @@ def load_game(scenario: Scenario) -> LoadedGame:
         made_by = real.get("generator", GENERATOR_VERSION)
         if made_by != GENERATOR_VERSION:
             raise ScenarioError(
-                f"scenario {scenario.id!r} was made by generator version {made_by}, this is version "
-                f"{GENERATOR_VERSION}, which would build another game; generate the games again"
+                f"scenario {scenario.id!r} was made by generator version {made_by}; this is "
+                f"version {GENERATOR_VERSION} and would build another game. Generate games again"
             )
         return _generated(str(real["task"]), int(real["seed"]))
     if "game_file" in real:
@@ -445,4 +243,4 @@ def _generated(task: str, seed: int) -> LoadedGame:
 
 @lru_cache(maxsize=32)
 def _from_file(path: Path, modified_ns: int) -> LoadedGame:
-    return LoadedGame(_json(path))
+    return LoadedGame(read_json(path))

@@ -1,4 +1,9 @@
-"""From PDDL to what the planner library reads, once per game."""
+"""From PDDL to what the planner library reads, once per game.
+
+Fast Downward's own translator parses and normalises here, too, which takes milliseconds. What takes
+it long is grounding; `gym_llmworld.real.alfworld_grounding` does that, and leaves a domain that is
+not plain enough to the translator.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +17,14 @@ from functools import lru_cache
 from typing import Any
 
 from gym_llmworld.errors import EngineError, MissingDependency
-from gym_llmworld.real.alfworld_pddl import Fact
-
+from gym_llmworld.real.alfworld_grounding import (
+    Grounding,
+    UnusualDomain,
+    read_goal,
+    read_schema,
+)
+from gym_llmworld.real.alfworld_pddl import Fact, Problem, parse_tree, read_problem
+from gym_llmworld.real.alfworld_sas import write_sas
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +54,6 @@ class CompiledProblem:
         return zlib.decompress(self._packed)
 
 
-_lock = threading.Lock()
-
-
-@contextmanager
-def _as_translator() -> Iterator[None]:
-    # The translator reads and overwrites sys.argv, and redirects stdout.
-    with _lock:
-        argv, stdout = sys.argv, sys.stdout
-        sys.argv = ["translate.py", "domain", "task"]
-        try:
-            yield
-        finally:
-            sys.argv, sys.stdout = argv, stdout
-
-
 @lru_cache(maxsize=256)
 def compile_problem(domain: str, problem: str) -> CompiledProblem:
     """Translates a problem; the last 256 are kept.
@@ -66,24 +62,15 @@ def compile_problem(domain: str, problem: str) -> CompiledProblem:
         EngineError: The texts are not PDDL that the translator accepts.
         MissingDependency: The planner is not installed.
     """
+    read = read_problem(problem)
+    task = normalise(domain, read)
     try:
-        import fast_downward
-    except ImportError as error:
-        raise MissingDependency("alfworld", "alfworld") from error
-    with _as_translator():
-        task, sas = fast_downward.pddl2sas(domain, problem)
-    return _compiled(task, sas)
-
-
-def _compiled(task: Any, sas: str) -> CompiledProblem:
-    facts = {
-        (fact.predicate, tuple(fact.args))
-        for fact in task.init
-        if hasattr(fact, "predicate") and fact.predicate != "="
-    }
+        sas = ground(task, read)
+    except UnusualDomain:
+        sas = translate(domain, problem)
     return CompiledProblem(
-        facts=tuple(sorted(facts)),
-        types={thing.name: thing.type_name for thing in task.objects},
+        facts=read.facts,
+        types=read.types,
         parameters={
             action.name: tuple((p.name.strip("?"), p.type_name) for p in action.parameters)
             for action in task.actions
@@ -93,3 +80,81 @@ def _compiled(task: Any, sas: str) -> CompiledProblem:
         ),
         _packed=zlib.compress(sas.encode(), 1),
     )
+
+
+def ground(task: Any, problem: Problem) -> str:
+    """Grounds a normalised task; its objects and first facts are those of ``problem``.
+
+    Raises:
+        UnusualDomain: The task is not plain enough; `translate` takes any.
+    """
+    schemas = [read_schema(owner) for owner in (*task.actions, *task.axioms)]
+    return write_sas(Grounding(problem, schemas), read_goal(task.goal))
+
+
+def translate(domain: str, problem: str) -> str:
+    """Translates with Fast Downward's translator, as TextWorld does.
+
+    Raises:
+        EngineError: The texts are not PDDL that the translator accepts.
+        MissingDependency: The planner is not installed.
+    """
+    with _translator() as fast_downward, _pddl_errors():
+        _, sas = fast_downward.pddl2sas(domain, problem)
+    return str(sas)
+
+
+_lock = threading.Lock()
+
+
+@contextmanager
+def _translator() -> Iterator[Any]:
+    """Lends the translator, which reads and overwrites ``sys.argv`` and redirects stdout."""
+    try:
+        import fast_downward
+    except ImportError as error:
+        raise MissingDependency("alfworld", "alfworld") from error
+    with _lock:
+        argv, stdout = sys.argv, sys.stdout
+        sys.argv = ["translate.py", "domain", "task"]
+        try:
+            yield fast_downward
+        finally:
+            sys.argv, sys.stdout = argv, stdout
+
+
+@contextmanager
+def _pddl_errors() -> Iterator[None]:
+    # What the translator raises for texts that are not PDDL, or not PDDL it knows.
+    try:
+        yield
+    except (
+        SystemExit,
+        AssertionError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise EngineError(
+            f"the game's PDDL cannot be translated: {type(error).__name__}: {error}"
+        ) from error
+
+
+def normalise(domain: str, problem: Problem) -> Any:
+    """Parses and normalises the domain and the goal; objects and facts are left out.
+
+    Raises:
+        EngineError: The domain is not PDDL.
+        MissingDependency: The planner is not installed.
+    """
+    with _translator(), _pddl_errors():
+        from fast_downward.translate import normalize
+        from fast_downward.translate.pddl_parser import parsing_functions
+
+        head = [["problem", "game"], [":domain", "alfred"], [":objects"], [":init"]]
+        task = parsing_functions.parse_task(
+            parse_tree(domain), ["define", *head, [":goal", problem.goal]]
+        )
+        normalize.normalize(task)
+    return task

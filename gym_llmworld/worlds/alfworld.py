@@ -99,6 +99,5 @@ WORLD = World(
     agents=ALFWORLD_AGENTS,
     real_entry_point="gym_llmworld.real.alfworld_env:AlfworldEnv",
     extra="alfworld",
-    max_observation_chars=4096,
     max_tokens=256,
 )

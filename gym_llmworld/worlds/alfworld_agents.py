@@ -7,10 +7,9 @@ world alike.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,235 +17,15 @@ import numpy as np
 
 from gym_llmworld.agents import Agent, CorruptedAgent, NoisyAgent, ScriptedAgent
 from gym_llmworld.core import Scenario
-from gym_llmworld.errors import ScenarioError
-
-_NAME = r"[a-z]+ \d+"
-_THING = re.compile(_NAME)
-_ROOM = re.compile(r"Looking quickly around you, you see ([^.]*)\.")
-_ON = re.compile(rf"On the ({_NAME}), you see ([^.]*)\.")
-_IN = re.compile(rf"The ({_NAME}) is open\. In it, you see ([^.]*)\.")
-_CLOSED = re.compile(rf"(?:The ({_NAME}) is closed|You close the ({_NAME}))\.")
-_ARRIVED = re.compile(rf"You arrive at ({_NAME})\.")
-_FACING = re.compile(r"You are facing the ([^.]*)\.")
-_TAKEN = re.compile(rf"You pick up the ({_NAME}) from the ({_NAME})\.")
-_MOVED = re.compile(rf"You move the ({_NAME}) to the ({_NAME})\.")
-_TREATED = re.compile(rf"You (heat|clean|cool) the ({_NAME}) using the ({_NAME})\.")
-_LIT = re.compile(rf"You turn on the ({_NAME})\.")
-_CARRIED = re.compile(r"You are (?:not carrying anything|carrying: ([^.]*))\.")
-_REFUSED = "Nothing happens."
-
-_TREATMENTS = {
-    "pick_clean_then_place_in_recep": "clean",
-    "pick_heat_then_place_in_recep": "heat",
-    "pick_cool_then_place_in_recep": "cool",
-}
-_APPLIANCES = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
-_CANCELLED_BY = {"heat": "cool", "cool": "heat"}
-_KNIVES = ("knife", "butterknife")
-
-# ALFWorld's instruction templates (alfworld/gen/goal_library.py), most specific first.
-_INSTRUCTIONS = (
-    (r"(?:look at|examine the) (\w+) (?:under|with) the (\w+)", "look_at_obj_in_light"),
-    (r"(?:put|find) two (\w+) (?:and put them )?in (\w+)", "pick_two_obj_and_place"),
-    (
-        r"(?:put a clean|clean some) (\w+) (?:and put it )?in (\w+)",
-        "pick_clean_then_place_in_recep",
-    ),
-    (r"(?:put a hot|heat some) (\w+) (?:and put it )?in (\w+)", "pick_heat_then_place_in_recep"),
-    (r"(?:put a cool|cool some) (\w+) (?:and put it )?in (\w+)", "pick_cool_then_place_in_recep"),
-    (r"put (?:a|some) (\w+) (?:in|on) (\w+)", "pick_and_place_simple"),
+from gym_llmworld.worlds.alfworld_belief import (
+    APPLIANCES,
+    REFUSAL,
+    TREATMENTS,
+    AlfworldBelief,
+    AlfworldGoal,
+    kind_of,
 )
-
-
-def kind_of(name: str) -> str:
-    """Returns what a numbered thing is: ``"cabinet"`` for ``"cabinet 1"``."""
-    return name.rpartition(" ")[0]
-
-
-@dataclass(frozen=True, slots=True)
-class AlfworldGoal:
-    """What to achieve.
-
-    Attributes:
-        task_type: As ALFRED calls it, for example ``"pick_two_obj_and_place"``.
-        target: Kind of object to bring or to look at, lower case.
-        place: Kind of receptacle it goes to, or of lamp to look at it under.
-    """
-
-    task_type: str
-    target: str
-    place: str
-
-    @property
-    def treatment(self) -> str | None:
-        """``"clean"``, ``"heat"``, ``"cool"``, or None when the object goes as it is."""
-        return _TREATMENTS.get(self.task_type)
-
-    @classmethod
-    def of(cls, scenario: Scenario) -> AlfworldGoal:
-        """Reads the goal of a scenario: from ``real`` if it is there, else from the instruction.
-
-        Raises:
-            ScenarioError: The instruction follows none of ALFWorld's templates.
-        """
-        real = scenario.real
-        if {"task_type", "object", "receptacle"} <= set(real):
-            target, place = str(real["object"]).lower(), str(real["receptacle"]).lower()
-            return cls(str(real["task_type"]), target, place)
-        for pattern, task_type in _INSTRUCTIONS:
-            match = re.fullmatch(pattern, scenario.instruction.strip().rstrip("."))
-            if match:
-                return cls(task_type, match[1], match[2])
-        raise ScenarioError(
-            f"scenario {scenario.id!r}: cannot read a goal from {scenario.instruction!r}; expected "
-            "an ALFWorld template such as 'put a hot plate in cabinet.', or task_type, object and "
-            "receptacle in `real`"
-        )
-
-
-@dataclass(slots=True)
-class Place:
-    """What is believed about a receptacle.
-
-    Attributes:
-        openable: Whether it has a door; None while unknown.
-        is_open: Whether its door is open; None while unknown.
-        contents: What lies on or in it; None while unseen.
-    """
-
-    openable: bool | None = None
-    is_open: bool | None = None
-    contents: list[str] | None = None
-
-    @property
-    def is_shut(self) -> bool:
-        """True when the door is known to be closed."""
-        return bool(self.openable) and self.is_open is False
-
-
-@dataclass(slots=True)
-class AlfworldBelief:
-    """What a player knows, from the text alone.
-
-    Attributes:
-        places: Receptacle -> what is believed about it, in the order of the first observation.
-        location: The receptacle the player stands at; None in the middle of the room.
-        held: The object in hand.
-        origins: Object -> the receptacle it was last taken from.
-        treated: Object -> those of ``{"clean", "heat", "cool"}`` that hold for it.
-        lit: Lamps that have been turned on.
-    """
-
-    places: dict[str, Place] = field(default_factory=dict)
-    location: str | None = None
-    held: str | None = None
-    origins: dict[str, str] = field(default_factory=dict)
-    treated: dict[str, set[str]] = field(default_factory=dict)
-    lit: set[str] = field(default_factory=set)
-
-    @classmethod
-    def from_hidden(cls, hidden: Mapping[str, Any]) -> AlfworldBelief:
-        """Starts from everything that there is to know (``Scenario.hidden``)."""
-        places = {
-            r["name"]: Place(bool(r["openable"]), bool(r["open"]), list(r["contents"]))
-            for r in hidden["receptacles"]
-        }
-        return cls(places, lit={name for name, on in hidden.get("toggles", {}).items() if on})
-
-    @property
-    def here(self) -> Place | None:
-        """The place the player stands at."""
-        return self.places.get(self.location or "")
-
-    def within_reach(self) -> list[str]:
-        """Returns the objects that can be taken where the player stands."""
-        return [] if self.here is None or self.here.is_shut else list(self.here.contents or ())
-
-    def find(self, kind: str) -> list[tuple[str, str]]:
-        """Returns every known object of a kind that lies somewhere, with where it lies."""
-        return [
-            (thing, name)
-            for name, place in self.places.items()
-            for thing in place.contents or ()
-            if kind_of(thing) == kind
-        ]
-
-    def things(self) -> list[str]:
-        """Returns every known object that lies somewhere."""
-        return [thing for place in self.places.values() for thing in place.contents or ()]
-
-    def update(self, observation: str) -> None:
-        """Takes in what an observation says. What it does not say stays as believed."""
-        self._see_room(observation)
-        self._see_places(observation)
-        self._see_hands(observation)
-        for verb, thing, _ in _TREATED.findall(observation):
-            states = self.treated.setdefault(thing, set())
-            states.discard(_CANCELLED_BY.get(verb, ""))
-            states.add(verb)
-        self.lit.update(_LIT.findall(observation))
-
-    def refuse(self, command: str) -> None:
-        """Takes in that a command did nothing: drops a belief under which it would have worked."""
-        verb, names, here = command.partition(" ")[0], _THING.findall(command), self.here
-        if verb == "go" and names and names[0] in self.places:
-            # Nobody goes where they stand already; some receptacles share a standing point.
-            self.location = names[0]
-        elif here is None or names[-1:] != [self.location]:
-            return
-        elif verb == "open":
-            here.is_open = None
-        elif verb == "take" and self.held is None and names[0] in self.within_reach():
-            here.contents = None
-
-    def _see_room(self, observation: str) -> None:
-        room = _ROOM.search(observation)
-        if room:
-            self.location = None
-            for name in _THING.findall(room[1]):
-                self.places.setdefault(name, Place())
-        facing = _FACING.search(observation)
-        if facing and self.location not in (reachable := _THING.findall(facing[1])):
-            self.location = next(iter(reachable), None)
-        arrived = _ARRIVED.search(observation)
-        if arrived:
-            self.location = arrived[1]
-
-    def _see_places(self, observation: str) -> None:
-        for name, listing in _ON.findall(observation):
-            self._see_contents(name, listing, openable=False)
-        for name, listing in _IN.findall(observation):
-            self._see_contents(name, listing, openable=True)
-        for match in _CLOSED.finditer(observation):
-            place = self.places.setdefault(match[1] or match[2], Place())
-            place.openable, place.is_open = True, False
-
-    def _see_contents(self, name: str, listing: str, *, openable: bool) -> None:
-        place = self.places.setdefault(name, Place())
-        things = _THING.findall(listing)
-        for thing in things:
-            self._lift(thing)
-        place.openable, place.is_open, place.contents = openable, openable, things
-
-    def _see_hands(self, observation: str) -> None:
-        for thing, name in _TAKEN.findall(observation):
-            self._lift(thing)
-            self.held, self.location, self.origins[thing] = thing, name, name
-        for thing, name in _MOVED.findall(observation):
-            self._lift(thing)
-            place = self.places.setdefault(name, Place())
-            place.contents = [*(place.contents or ()), thing]
-            self.held, self.location = None, name
-        carried = _CARRIED.search(observation)
-        if carried:
-            self.held = next(iter(_THING.findall(carried[1] or "")), None)
-
-    def _lift(self, thing: str) -> None:
-        """Removes an object from wherever it was believed to lie."""
-        for place in self.places.values():
-            if place.contents and thing in place.contents:
-                place.contents.remove(thing)
-
+from gym_llmworld.worlds.alfworld_explorer import AlfworldExplorer
 
 # Where to look first when nothing is known. Open surfaces cost one command each and hold the most;
 # drawers and cabinets cost two, and there are many of them.
@@ -259,6 +38,48 @@ _PROMISING = (
 )
 _RANK = {kind: rank for rank, kinds in enumerate(_PROMISING) for kind in kinds}
 _UNRANKED = 2
+
+_SEATS = (
+    "basketball book box cellphone cloth creditcard keychain laptop newspaper pillow remotecontrol"
+)
+# What is found in these receptacles, and nothing else: a player's household sense, and ALFRED's
+# table of valid places. Receptacles that are not listed may hold anything.
+_HOLDS = {
+    kind: frozenset(things.split())
+    for kind, things in {
+        "armchair": _SEATS,
+        "ottoman": _SEATS,
+        "sofa": _SEATS,
+        "bed": "baseballbat basketball book cellphone laptop newspaper pillow tennisracket",
+        "bathtubbasin": "cloth dishsponge handtowel soapbar",
+        "cabinet": "book bowl box candle cd cloth cup dishsponge glassbottle handtowel kettle "
+        "ladle mug newspaper pan peppershaker plate plunger pot saltshaker soapbar soapbottle "
+        "spraybottle tissuebox toiletpaper toiletpaperroll vase wateringcan winebottle",
+        "coffeemachine": "mug",
+        "drawer": "book butterknife candle cd cellphone cloth creditcard dishsponge fork handtowel "
+        "keychain knife ladle newspaper pen pencil peppershaker remotecontrol saltshaker soapbar "
+        "soapbottle spatula spoon spraybottle tissuebox toiletpaper toiletpaperroll watch "
+        "wateringcan",
+        "fridge": "apple bowl bread cup egg glassbottle lettuce mug pan plate pot potato tomato "
+        "winebottle",
+        "handtowelholder": "handtowel",
+        "laundryhamper": "cloth",
+        "microwave": "apple bowl bread cup egg glassbottle mug plate potato tomato",
+        "safe": "cd cellphone creditcard keychain statue vase watch",
+        "sinkbasin": "apple bowl butterknife cloth cup dishsponge egg fork glassbottle handtowel "
+        "kettle knife ladle lettuce mug pan plate pot potato soapbar spatula spoon tomato",
+        "stoveburner": "kettle pan pot",
+        "toaster": "",
+        "toiletpaperhanger": "toiletpaper toiletpaperroll",
+        "towelholder": "towel",
+        "tvstand": "tissuebox",
+    }.items()
+}
+
+
+def _may_hold(place: str, thing: str) -> bool:
+    holds = _HOLDS.get(kind_of(place))
+    return holds is None or thing in holds
 
 
 class AlfworldExpert:
@@ -297,12 +118,15 @@ class AlfworldExpert:
 
     def act(self, observation: str, info: Mapping[str, Any]) -> str:
         """Chooses the next command."""
-        self._belief.update(observation)
-        if self._last is not None and observation.strip() == _REFUSED:
-            self._refusals[self._last] += 1
-            self._belief.refuse(self._last)
+        self._learn(observation)
         self._last = next(filter(self._worth_trying, self._wishes()))
         return self._last
+
+    def _learn(self, observation: str) -> None:
+        self._belief.update(observation)
+        if self._last is not None and observation.strip() == REFUSAL:
+            self._refusals[self._last] += 1
+            self._belief.refuse(self._last)
 
     def _worth_trying(self, command: str) -> bool:
         return self._refusals[command] < 2
@@ -316,7 +140,7 @@ class AlfworldExpert:
             yield from self._look_in_light()
         else:
             yield from self._bring()
-        yield from self._search()
+        yield from self._search(goal.place if belief.held else goal.target)
         while True:
             yield self._wander()
 
@@ -330,7 +154,7 @@ class AlfworldExpert:
             else:
                 for thing, name in self._fetchable(destination):
                     yield from self._fetch(thing, name)
-                yield from self._search()
+                yield from self._search(goal.target)
 
     def _destinations(self) -> list[str]:
         """Returns the receptacles to fill: the one that holds most of what is wanted first."""
@@ -385,7 +209,7 @@ class AlfworldExpert:
     def _treat(self, thing: str, treatment: str) -> Iterator[str]:
         for name in self._belief.places:
             command = f"{treatment} {thing} with {name}"
-            if kind_of(name) == _APPLIANCES[treatment] and self._worth_trying(command):
+            if kind_of(name) == APPLIANCES[treatment] and self._worth_trying(command):
                 if self._belief.location != name:
                     yield f"go to {name}"
                 yield command
@@ -404,157 +228,112 @@ class AlfworldExpert:
         """Frees the hand: here if such things lie here, else where the thing was, else anywhere."""
         belief = self._belief
         homes = {kind_of(name) for _, name in belief.find(kind_of(thing))}
-        origin = belief.origins.get(thing)
-        if origin:
-            homes.add(kind_of(origin))
+        homes.add(kind_of(belief.origins.get(thing, "")))
 
-        def cost(name: str) -> tuple[bool, bool, bool, int]:
-            home = kind_of(name) in homes
-            shut = belief.places[name].is_shut
-            return (not home, name != belief.location, shut, _RANK.get(kind_of(name), _UNRANKED))
+        def cost(name: str) -> tuple[bool, bool, bool, bool, int]:
+            kind, shut = kind_of(name), belief.places[name].is_shut
+            unfit = not _may_hold(name, kind_of(thing))
+            rank = _RANK.get(kind, _UNRANKED)
+            return (kind not in homes, unfit, name != belief.location, shut, rank)
 
         for name in sorted(belief.places, key=cost):
             yield from self._deliver(thing, name)
 
-    def _search(self) -> Iterator[str]:
-        """Visits and opens what has not been seen yet, most promising first."""
+    def _search(self, kind: str) -> Iterator[str]:
+        """Visits and opens what has not been seen yet, most promising first.
+
+        Args:
+            kind: What is looked for.
+        """
         belief = self._belief
-        here = belief.here
-        if here is not None and here.contents is None:
-            yield f"open {belief.location}" if here.is_shut else f"examine {belief.location}"
+
+        def cost(name: str) -> tuple[bool, bool, int]:
+            elsewhere = name != belief.location
+            return (not _may_hold(name, kind), elsewhere, _RANK.get(kind_of(name), _UNRANKED))
+
         unseen = [name for name, place in belief.places.items() if place.contents is None]
-        for name in sorted(unseen, key=lambda n: _RANK.get(kind_of(n), _UNRANKED)):
-            yield f"go to {name}"
+        for name in sorted(unseen, key=cost):
+            if name != belief.location:
+                yield f"go to {name}"
+            elif belief.places[name].is_shut:
+                yield f"open {name}"
+            else:
+                yield f"examine {name}"
 
     def _wander(self) -> str:
         choices = ["look", "inventory", *(f"go to {name}" for name in self._belief.places)]
         return choices[int(self._rng.integers(len(choices)))]
 
 
-class AlfworldExplorer:
-    """Tries plausible commands at random, from the names it has read so far.
+class AlfworldDetour(AlfworldExpert):
+    """Does something first that looks like the task and is not, then the task.
+
+    A world model that has seen only purposeful play takes every delivery for a success. Here the
+    wrong thing is brought, or the right thing untreated, treated wrongly, or to the wrong place.
 
     Args:
-        tour: Visit and open every receptacle once, in random order, with little else between.
+        patience: Commands after which the detour is given up.
         name: What episodes call it.
     """
 
-    def __init__(self, *, tour: bool = False, name: str | None = None) -> None:
-        self.name = name or ("tour" if tour else "random")
-        self._tour = tour
-        self._belief = AlfworldBelief()
-        self._rng = np.random.default_rng(0)
-        self._stale: set[str] = set()
-        self._last: str | None = None
+    def __init__(self, *, patience: int = 20, name: str = "detour") -> None:
+        super().__init__(name=name)
+        self._patience = patience
+        self._task = self._goal
+        self._left = 0
 
     def reset(self, scenario: Scenario, seed: int) -> None:
         """Starts an episode."""
-        self._belief = AlfworldBelief()
-        self._rng = np.random.default_rng(seed)
-        self._stale = set()
-        self._last = None
+        super().reset(scenario, seed)
+        self._task = self._goal
+        self._left = self._patience
+        decoys = self._decoys()
+        if decoys:
+            self._goal = decoys[int(self._rng.integers(len(decoys)))]
 
-    def act(self, observation: str, info: Mapping[str, Any]) -> str:
-        """Draws a command."""
-        belief = self._belief
-        belief.update(observation)
-        if self._last is not None and observation.strip() == _REFUSED:
-            belief.refuse(self._last)
-        for match in (_TAKEN.search(observation), _MOVED.search(observation)):
-            if match:
-                self._stale.add(match[2])
-        if _ON.search(observation) or _IN.search(observation):
-            self._stale.discard(belief.location or "")
-        touring = self._tour and self._rng.random() >= 0.15
-        self._last = self._next_stop() if touring else self._draw(self._menu())
-        return self._last
+    def _learn(self, observation: str) -> None:
+        super()._learn(observation)
+        self._left -= 1
+        if self._goal != self._task and (self._left <= 0 or self._achieved()):
+            self._return()
 
-    def overruled(self, action: str) -> None:
-        """Notes what was really done."""
-        self._last = action
+    def _return(self) -> None:
+        self._goal = self._task
+        self._refusals.clear()
 
-    def _next_stop(self) -> str:
-        belief = self._belief
-        if belief.here is not None and belief.here.is_shut:
-            return f"open {belief.location}"
-        unseen = [name for name, place in belief.places.items() if place.contents is None]
-        if not unseen:
-            return self._draw(self._menu())
-        return f"go to {self._pick(unseen)}"
+    def _wander(self) -> str:
+        if self._goal == self._task:
+            return super()._wander()
+        self._return()
+        return next(filter(self._worth_trying, self._wishes()))
 
-    def _menu(self) -> list[tuple[float, str]]:
-        """Returns weights and commands: the likely ones, and a few that a player gets wrong."""
-        return [
-            (1.0, "look"),
-            (0.8, "inventory"),
-            (0.15, "help"),
-            *self._travel(),
-            *self._handle_place(),
-            *self._handle_things(),
-            *self._blunders(),
+    def _decoys(self) -> list[AlfworldGoal]:
+        """Returns one goal per way of missing the task that the room allows."""
+        task, belief = self._task, self._belief
+        decoys = [
+            replace(task, task_type=other)
+            for other in ("pick_and_place_simple", *TREATMENTS)
+            if task.treatment and other != task.task_type
         ]
+        things = sorted({kind_of(thing) for thing in belief.things()} - {task.target})
+        places = sorted({kind_of(name) for name in belief.places} - {task.place})
+        if things:
+            decoys.append(replace(task, target=self._pick(things)))
+        if places:
+            elsewhere = self._pick(places)
+            decoys.append(AlfworldGoal("pick_and_place_simple", task.target, elsewhere))
+        return decoys
 
-    def _travel(self) -> Iterator[tuple[float, str]]:
-        belief = self._belief
-        interest = {
-            # What was changed is worth seeing again: that is where a world model has to remember.
-            name: 4.0 if name in self._stale else 3.0 if place.contents is None else 1.0
-            for name, place in belief.places.items()
-            if name != belief.location
-        }
-        whole = sum(interest.values()) or 1.0
-        for name, share in interest.items():
-            yield 6.0 * share / whole, f"go to {name}"
-
-    def _handle_place(self) -> Iterator[tuple[float, str]]:
-        name, place = self._belief.location, self._belief.here
-        if name is None or place is None:
-            return
-        yield 0.7, f"examine {name}"
-        if place.is_shut:
-            yield 6.0, f"open {name}"
-        elif place.openable:
-            yield 1.5, f"close {name}"
-
-    def _handle_things(self) -> Iterator[tuple[float, str]]:
-        belief = self._belief
-        name, held, near = belief.location, belief.held, belief.within_reach()
-        for thing in near:
-            yield 1.0 / len(near), f"examine {thing}"
-            if held is None:
-                yield 5.0 / len(near), f"take {thing} from {name}"
-            elif kind_of(held) in _KNIVES:
-                yield 1.0 / len(near), f"slice {thing} with {held}"
-            if kind_of(thing).endswith("lamp"):
-                yield 3.0, f"use {thing}"
-        if held is not None:
-            yield 1.0, f"examine {held}"
-            if name is not None:
-                yield 2.5, f"move {held} to {name}"
-            for verb, appliance in _APPLIANCES.items():
-                if kind_of(name or "") == appliance:
-                    yield 5.0, f"{verb} {held} with {name}"
-
-    def _blunders(self) -> Iterator[tuple[float, str]]:
-        belief = self._belief
-        places = list(belief.places) or ["countertop 1"]
-        things = belief.things() or ["mug 1"]
-        thing, place, other = self._pick(things), self._pick(places), self._pick(places)
-        verb = self._pick(tuple(_APPLIANCES))
-        appliances = [n for n in places if kind_of(n) == _APPLIANCES[verb]] or [place]
-        yield 0.3, f"take {thing} from {place}"
-        yield 0.2, f"open {place}"
-        yield 0.1, f"close {other}"
-        yield 0.2, f"{verb} {belief.held or thing} with {self._pick(appliances)}"
-        yield 0.2, f"move {belief.held or thing} to {place}"
-        yield 0.15, f"examine {self._pick((thing, other))}"
-        yield 0.1, f"use {thing}"
-        yield 0.1, f"slice {thing} with {belief.held or self._pick(things)}"
-        yield 0.1, f"go to {belief.location or place}"
-
-    def _draw(self, menu: Sequence[tuple[float, str]]) -> str:
-        weights = np.array([weight for weight, _ in menu])
-        return menu[int(self._rng.choice(len(menu), p=weights / weights.sum()))][1]
+    def _achieved(self) -> bool:
+        goal, belief = self._goal, self._belief
+        if goal.task_type == "look_at_obj_in_light":
+            near = belief.lit.intersection(belief.within_reach())
+            return bool(near) and kind_of(belief.held or "") == goal.target
+        return any(
+            kind_of(name) == goal.place
+            and (goal.treatment is None or goal.treatment in belief.treated.get(thing, ()))
+            for thing, name in belief.find(goal.target)
+        )
 
     def _pick(self, choices: Sequence[str]) -> str:
         return choices[int(self._rng.integers(len(choices)))]
@@ -575,6 +354,7 @@ ALFWORLD_AGENTS: dict[str, Callable[[], Agent]] = {
     "noisy": partial(_noisy, 0.3, "noisy"),
     "noisy50": partial(_noisy, 0.5, "noisy50"),
     "random": AlfworldExplorer,
+    "detour": AlfworldDetour,
     "tour": partial(AlfworldExplorer, tour=True),
     "corrupted": _corrupted,
     "plan": ScriptedAgent,

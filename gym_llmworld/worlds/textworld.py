@@ -1,0 +1,151 @@
+"""TextWorld: interactive fiction of rooms, doors and things (Cote et al., 2018).
+
+Three prompt styles:
+
+* ``engine``, for the embedded models, with hidden context: every room's description with its
+  variants, what lies where in the engine's words and order, and what wins or loses, so that going
+  somewhere or opening something is copying.
+* ``nomap``, for the embedded models, without: the first observation, as the player sees it.
+* ``word2world``, byte for byte the context of the published checkpoints (Word2World, appendix A.4):
+  the first observation with the interpreter's banner and status line, and the admissible commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gym_llmworld.core import Scenario
+from gym_llmworld.worlds.base import World
+from gym_llmworld.worlds.textworld_agents import TEXTWORLD_AGENTS
+
+FIXTURES = frozenset({"c", "s", "oven", "stove", "toaster"})
+"""Types of things that hold others and cannot be moved."""
+
+_CUTS = ("sliced", "chopped", "diced")
+_COOKED = ("fried", "roasted", "grilled")
+_SHOWN_STATES = ("open", "closed", "locked")
+_UNTOLD_STATES = frozenset({*_SHOWN_STATES, *_CUTS, *_COOKED, "raw", "uncut", "cooked"})
+
+Thing = Mapping[str, Any]
+
+
+def printed_name(thing: Thing) -> str:
+    """Returns what the engine calls a thing in its lists: ``diced fried carrot``."""
+    states = set(thing["states"])
+    words = [cut for cut in _CUTS if cut in states]
+    if "needs_cooking" in states:
+        words.append("raw")
+    elif "burned" in states:
+        words.append("burned")
+    else:
+        words += [way for way in _COOKED if way in states]
+    return " ".join([*words, thing["name"]])
+
+
+def listing(things: Sequence[Thing]) -> str:
+    """Words a list of things as the engine does: ``a fork, an egg and a raw pork chop``."""
+    if not things:
+        return "nothing"
+    names = [_with_article(printed_name(thing)) for thing in things]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def engine_context(scenario: Scenario) -> str:
+    """Words a scenario for the embedded models: rooms, doors, things, what counts, the quest."""
+    hidden = scenario.hidden
+    blocks = ["\n".join(_room_lines(room, hidden["things"])) for room in hidden["rooms"]]
+    carried = [t for t in hidden["things"] if t["where"] == ["in", "I"]]
+    blocks += [
+        "\n".join(_belongings(hidden, carried)),
+        "\n".join(_endings(hidden["quests"])),
+        f"You are in the {hidden['player']}. {scenario.instruction}".strip(),
+    ]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _room_lines(room: Mapping[str, Any], things: Sequence[Thing]) -> Iterator[str]:
+    yield f"-= {room['name'].title()} =-"
+    yield room["text"]
+    ways = (
+        f"{way}: {other}" + (f" ({room['doors'][way]})" if way in room["doors"] else "")
+        for way, other in room["exits"].items()
+    )
+    yield "; ".join(ways)
+    here = [thing for thing in things if thing["where"] == ["at", room["name"]]]
+    floor = [thing for thing in here if thing["type"] not in FIXTURES]
+    if floor:
+        yield f"on the floor: {listing(floor)}"
+    for holder in here:
+        if holder["type"] in FIXTURES:
+            held = [t for t in things if t["where"] and t["where"][1:] == [holder["name"]]]
+            states = [state for state in holder["states"] if state in _SHOWN_STATES]
+            yield f"{', '.join([holder['name'], *states])}: {listing(held)}"
+
+
+def _belongings(hidden: Mapping[str, Any], carried: Sequence[Thing]) -> Iterator[str]:
+    yield f"carried: {listing(carried)}"
+    for door in hidden["doors"]:
+        yield f"{door['name']}, {door['state']}: {door['text']}"
+    for thing in hidden["things"]:
+        # What it says when examined; states that do not show in its name are told here.
+        states = [state for state in thing["states"] if state not in _UNTOLD_STATES]
+        yield f"{', '.join([thing['name'], *states])}: {thing['text']}"
+    for key, locked in hidden["keys"].items():
+        yield f"{key} opens {locked}"
+
+
+def _endings(quests: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for quest in quests:
+        for event in quest["win"]:
+            yield f"+{quest['points']}: {_conditions(event)}"
+    lost = (_conditions(event) for quest in quests for event in quest["lose"])
+    for event in dict.fromkeys(lost):
+        yield f"lost: {event}"
+
+
+def _conditions(event: Sequence[Sequence[str]]) -> str:
+    return ", ".join(map(_condition, event))
+
+
+def _condition(fact: Sequence[str]) -> str:
+    predicate, *names = fact
+    if fact[0] == "at" and names[0] == "P":
+        return f"you in {names[1]}"
+    if predicate == "in" and names[1:] == ["I"]:
+        return f"{names[0]} carried"
+    return f"{names[0]} {predicate} {' '.join(names[1:])}".strip()
+
+
+def nomap_context(scenario: Scenario) -> str:
+    """Words a scenario without hidden context: the first observation."""
+    return scenario.observation
+
+
+def word2world_context(scenario: Scenario) -> str:
+    """Words a scenario as Word2World's TextWorld checkpoints were trained to read it.
+
+    Source: the released context files; AgentGym's client joins the commands with comma and blank.
+    """
+    raw = scenario.hidden.get("raw", scenario.observation)
+    return f"{raw}\nAVAILABLE ACTIONS: {', '.join(scenario.admissible or ())}"
+
+
+WORLD = World(
+    key="textworld",
+    title="TextWorld",
+    rejection="That's not a verb I recognise.",
+    contexts={
+        "engine": engine_context,
+        "nomap": nomap_context,
+        "word2world": word2world_context,
+    },
+    agents=TEXTWORLD_AGENTS,
+    real_entry_point="gym_llmworld.real.textworld_env:TextWorldEnv",
+    extra="textworld",
+    splits=("train", "valid", "test"),
+)

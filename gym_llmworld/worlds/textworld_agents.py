@@ -1,0 +1,2 @@
+"""placeholder."""
+TEXTWORLD_AGENTS = {}
