@@ -25,7 +25,6 @@ EMBEDDED = "embedded"
 """What reports call the model that ships with the package."""
 
 SCENARIOS_FILE = "scenarios.jsonl"
-_GAMES = {"alfworld": "gym_llmworld.real.alfworld_scenarios"}
 
 
 def world_of(env_id: str) -> World:
@@ -74,14 +73,8 @@ def _engine_tree(games: str | None) -> TypeGuard[str]:
 
 
 def real_games(world: World) -> Any:
-    """Returns the module that makes (``write_games``) and reads (``load_games``) a world's games.
-
-    Raises:
-        ScenarioError: This world's games cannot be made here.
-    """
-    if world.key not in _GAMES:
-        raise ScenarioError(f"games can be made for {', '.join(_GAMES)}, not for {world.key}")
-    return importlib.import_module(_GAMES[world.key])
+    """Returns the module with ``write_games`` and ``load_games`` of a world."""
+    return importlib.import_module(world.games_module)
 
 
 def held_out(

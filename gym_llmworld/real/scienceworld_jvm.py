@@ -227,7 +227,6 @@ class Jvm:
         view = self._gateway.jvm
         for part in package.split("."):
             view = getattr(view, part)
-        # A dunder call, because Python would mangle nothing but py4j hides what ends with a dollar.
         return getattr(getattr(view, f"{name}$"), "MODULE$")
 
     def _random_state(self) -> int:

@@ -25,6 +25,8 @@ class World:
         contexts: Prompt style -> the system message of a scenario.
         agents: Name -> factory of an agent that knows this world.
         real_entry_point: ``module:Class`` of the twin.
+        games_module: Module whose ``write_games`` makes the engine's games; ``load_games``
+            reads them.
         extra: Extra of this package that installs the twin's engine.
         splits: Names of the scenario splits, the training split first.
         max_episode_steps: Default step limit of both twins.
@@ -38,6 +40,7 @@ class World:
     contexts: Mapping[str, Callable[[Scenario], str]]
     agents: Mapping[str, Callable[[], Agent]]
     real_entry_point: str
+    games_module: str
     extra: str
     splits: tuple[str, ...] = ("train", "valid_seen", "valid_unseen")
     max_episode_steps: int = 50
