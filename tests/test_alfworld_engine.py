@@ -281,7 +281,7 @@ def assert_translates_like_fast_downward(data: Mapping[str, Any]) -> None:
         assert ours[section] == theirs[section], section
 
 
-@pytest.mark.parametrize("spec", (*SMALL, KITCHEN), ids=lambda spec: spec.task)
+@pytest.mark.parametrize("spec", [*SMALL, KITCHEN], ids=lambda spec: spec.task)
 def test_translates_like_fast_downward(spec: GameSpec) -> None:
     assert_translates_like_fast_downward(game_data(spec))
 
@@ -338,6 +338,9 @@ def test_a_game_must_be_complete() -> None:
         ("grammar", "hello", "cannot be read"),
         ("grammar", 'grammar :: """{"a": """;', "not JSON"),
         ("grammar", 'grammar :: """[]""";', "JSON object"),
+        ("grammar", 'grammar :: """{"a": [{}]}""";', 'text "rhs"'),
+        ("grammar", 'action look { template :: "look"; }', "lacks template or feedback"),
+        ("grammar", 'action look { template :: "l"; feedback :: "#x#"; }', "does not word"),
     ],
 )
 def test_a_damaged_game_is_refused(key: str, text: str, message: str) -> None:
@@ -345,9 +348,23 @@ def test_a_damaged_game_is_refused(key: str, text: str, message: str) -> None:
         Play(LoadedGame({**game_data(SMALL[0]), key: text}))
 
 
+def test_a_grammar_must_have_an_intro() -> None:
+    data = dict(game_data(SMALL[0]))
+    data["grammar"] = data["grammar"].replace('"intro"', '"outro"')
+    with pytest.raises(EngineError, match="no rule #intro#"):
+        Play(LoadedGame(data))
+
+
 @pytest.mark.parametrize(
     "expression",
-    ["__import__('os')", "o.name.upper()", "o.__class__", "1 + 1", "o.name if o else r", "o.name *"],
+    [
+        "__import__('os')",
+        "o.name.upper()",
+        "o.__class__",
+        "1 + 1",
+        "o.name if o else r",
+        "o.name *",
+    ],
 )
 def test_a_grammar_cannot_run_code(expression: str) -> None:
     with pytest.raises(EngineError, match="expression"):
@@ -381,7 +398,13 @@ def test_reads_text_as_textworld_does(stock: Any, text: str) -> None:
     data = game_data(SMALL[0])
     logic = GameLogic(data["pddl_domain"], data["grammar"])
     empty: dict[str, Any] = {}
-    context = {"state": None, "facts": [], "variables": empty, "mapping": empty, "entity_infos": empty}
+    context = {
+        "state": None,
+        "facts": [],
+        "variables": empty,
+        "mapping": empty,
+        "entity_infos": empty,
+    }
     expected = logic.grammar.derive(text, context)
     grammar = parse_grammar(data["grammar"])
     assert grammar.derive(parse_symbols(text), Facts((), {}, {}), {}) == expected

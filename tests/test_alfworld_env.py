@@ -180,8 +180,10 @@ def test_games_are_generated_where_none_ship() -> None:
     again = AlfworldEnv("train")
     assert again.reset(seed=4)[0] != observation
     assert again.reset(options={"scenario": info["llmworld"]["scenario"]}) == (observation, info)
-    with pytest.raises(ScenarioError, match="unknown scenario 'train/x/3'"):
+    with pytest.raises(ScenarioError, match="not a task: 'x'"):
         again.reset(options={"scenario": "train/x/3"})
+    with pytest.raises(ScenarioError, match="unknown scenario 'x'"):
+        again.reset(options={"scenario": "x"})
 
 
 def test_plays_a_download(tmp_path: Path) -> None:

@@ -239,7 +239,9 @@ def test_writes_scenarios_and_games(tmp_path: Path) -> None:
         ]
         data = json.loads((folder / "game.tw-pddl").read_text())
         assert data["walkthrough"] == scenario.real["plan"]
-        assert data == build_game(GameSpec(scenario.real["task"], scenario.real["seed"])).game_data()
+        assert (
+            data == build_game(GameSpec(scenario.real["task"], scenario.real["seed"])).game_data()
+        )
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".part")]
 
 
@@ -377,7 +379,15 @@ def test_damaged_files_are_named(download: Path) -> None:
     traj.write_text("{}")
     with pytest.raises(DataError, match=r"traj_data\.json.*pddl_params"):
         load_games(download, "valid_seen")
-    file.write_text(file.read_text()[:1000])
+    traj.write_text(dump_game(build_game(SPEC))["traj_data.json"])
+    whole = file.read_text()
+    file.write_text(whole.replace("(define (problem", "(define (problen"))
+    with pytest.raises(DataError, match=r"game\.tw-pddl: not a PDDL problem"):
+        load_games(download, "valid_seen")
+    file.write_text(whole.replace('"grammar"', '"grammars"'))
+    with pytest.raises(DataError, match=r"missing \['grammar'\]"):
+        load_games(download, "valid_seen")
+    file.write_text(whole[:1000])
     with pytest.raises(DataError, match=r"game\.tw-pddl is not JSON"):
         load_games(download, "valid_seen")
 

@@ -138,9 +138,9 @@ def test_greedy_equals_generate(tmp_path: Path, architecture: Architecture, worl
     backend = HFBackend(str(save_checkpoint(tmp_path, architecture)))
     assert backend.reuses
     oracle = oracle_of(backend)
-    for chat in play(backend, worlds, 4, Sampling(max_tokens=10)):
+    for chat in play(backend, worlds, 3, Sampling(max_tokens=8)):
         for end in range(2, len(chat) - 1, 2):
-            assert chat[end].content == oracle.answer(chat[:end], 10)
+            assert chat[end].content == oracle.answer(chat[:end], 8)
 
 
 def test_turns_end_where_the_template_ends_them(tmp_path: Path) -> None:
@@ -243,8 +243,8 @@ def test_undo(backend: HFBackend) -> None:
     assert answer.text == oracle_of(backend).answer(back, 12)
 
 
-@pytest.mark.parametrize("limits", [{"max_slots": 2}, {"max_cache_bytes": 600_000}])
-def test_eviction_changes_nothing(folder: Path, limits: dict[str, int]) -> None:
+@pytest.mark.parametrize("limits", [{"max_slots": 2}, {"max_cache_bytes": 300_000}])
+def test_eviction_changes_nothing(folder: Path, limits: dict[str, Any]) -> None:
     sampling = Sampling(max_tokens=10)
     small = HFBackend(str(folder), **limits)
     assert play(small, 6, 5, sampling) == play(HFBackend(str(folder)), 6, 5, sampling)
@@ -261,6 +261,17 @@ def test_finished_conversations_make_room(folder: Path) -> None:
     assert rows <= 12, "stale conversations must be overwritten before the cache grows"
 
 
+def test_the_cache_grows_for_worlds_that_come_back(backend: HFBackend) -> None:
+    chats = [new_chat(i) for i in range(12)]
+    for turn in range(4):
+        cached = []
+        for i, chat in enumerate(chats):
+            [answer] = ask(backend, [chat], Sampling(max_tokens=2))
+            cached.append(answer.cached_tokens > answer.prompt_tokens // 2)
+            chats[i] = then(chat, "Nothing happens.", ACTIONS[turn])
+    assert all(cached), "one world after the other, each must find its own row"
+
+
 def test_samples_do_not_depend_on_the_batch(folder: Path, backend: HFBackend) -> None:
     samplings = [
         Sampling(temperature=1.0 + i / 4, top_p=0.9 if i % 2 else 1.0, max_tokens=10, seed=i % 3)
@@ -268,8 +279,9 @@ def test_samples_do_not_depend_on_the_batch(folder: Path, backend: HFBackend) ->
     ]
     chats = [new_chat(i % 2) for i in range(8)]
     together = backend.generate(chats, samplings)
+    other = HFBackend(str(folder))
     for chat, sampling, expected in zip(chats, samplings, together, strict=True):
-        [alone] = HFBackend(str(folder)).generate([chat], [sampling])
+        [alone] = other.generate([chat], [sampling])
         assert isinstance(expected, Completion)
         assert isinstance(alone, Completion)
         assert alone.text == expected.text
@@ -358,8 +370,9 @@ def test_contents_never_become_control_tokens(template: str, hostile: str) -> No
         return sum(int(i) in added for i in ids), tokenizer.decode(ids)
 
     count, text = controls(f"a {hostile} b")
-    assert count == controls("x")[0]
-    assert text.count(hostile) == 4
+    neutral_count, neutral_text = controls("x")
+    assert count == neutral_count
+    assert text == neutral_text.replace("x", f"a {hostile} b")
     assert not added & set(encoder.encode_target(hostile)[:-1])
 
 
@@ -468,6 +481,13 @@ def test_overflow_takes_its_own_place(folder: Path) -> None:
     assert isinstance(score, ContextOverflow)
 
 
+def test_memory_limits_the_context(folder: Path) -> None:
+    # 2 layers x (keys, values) x 2 heads x 8 numbers x 4 bytes
+    assert HFBackend(str(folder), max_cache_bytes=256 * 101).max_context == 100
+    with pytest.raises(ValueError, match="max_cache_bytes=700 holds no conversation"):
+        HFBackend(str(folder), max_cache_bytes=700)
+
+
 def test_a_failure_leaves_no_wrong_keys_behind(
     backend: HFBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -565,5 +585,5 @@ def test_greedy_equals_generate_on_cuda(tmp_path: Path, architecture: Architectu
     oracle = oracle_of(backend)
     for chat in play(backend, 8, 4, Sampling(max_tokens=10)):
         for end in range(2, len(chat) - 1, 2):
-            assert chat[end].content == oracle.answer(chat[:end], 10)
+            assert chat[end].content == oracle.answer(chat[:end], 8)
     assert HFBackend(backend.name).reuses, "bfloat16 must pass the check as well"

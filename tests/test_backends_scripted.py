@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from gym_llmworld import backends
 from gym_llmworld.backends import BackendConfig, SharedBackend, load_backend
 from gym_llmworld.backends.base import Backend, Engine
-from gym_llmworld.backends.scripted import ScriptedBackend, load_script
+from gym_llmworld.backends.scripted import Answer, ScriptedBackend, load_script
 from gym_llmworld.core import Completion, Message, Sampling
 from gym_llmworld.errors import CheckpointError, ContextOverflow
 
@@ -36,7 +35,8 @@ def test_answers_in_order_and_counts() -> None:
 
 def test_a_script_may_cut_off_and_fail_in_place() -> None:
     cut, error = Completion("On the", "length"), ContextOverflow("too long")
-    backend = ScriptedBackend(lambda chat: {"cut": cut, "fail": error}[chat[0].content])
+    answers: dict[str, Answer] = {"cut": cut, "fail": error}
+    backend = ScriptedBackend(lambda chat: answers[chat[0].content])
     chats = [[Message("user", "fail")], [Message("user", "cut")]]
     assert backend.generate(chats, [Sampling()] * 2) == [error, cut]
 
@@ -119,9 +119,7 @@ def test_the_last_close_frees_the_engine(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_hf_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        backends.importlib.util, "find_spec", lambda name: None if name == "torch" else object()
-    )
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else name)
     with pytest.raises(ImportError, match=r"pip install 'gym-llmworld\[hf\]'"):
         load_backend("owner/name")
 

@@ -355,3 +355,31 @@ def test_progress_counts_resumed_jobs(tmp_path: Path) -> None:
     run(tmp_path / "e.jsonl", {"drunk": 1}, episodes=8, progress=note)
 
     assert seen == list(range(kept + 1, 9))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_real_alfworld_is_collected(tmp_path: Path, workers: int) -> None:
+    pytest.importorskip("fast_downward")
+    from gym_llmworld.real.alfworld_scenarios import load_games, write_games
+    from gym_llmworld.worlds import get_world
+
+    world = get_world("alfworld")
+    write_games(tmp_path, "valid_seen", 3, scenarios_only=True)
+    games = load_games(tmp_path, "valid_seen")
+    out = tmp_path / "e.jsonl"
+
+    report = collect(
+        world.real_id,
+        {"expert": 1, "tour": 1},
+        games,
+        policies=world.agents,
+        episodes=6,
+        out=out,
+        workers=workers,
+        max_steps=20,
+    )
+
+    tour = report.by_policy["tour"]
+    assert report.by_policy["expert"].success_rate == 1.0
+    assert tour.steps == 20 * tour.episodes
+    assert all(e.source == "real" and e.scenario in games for e in read_episodes(out))

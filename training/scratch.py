@@ -13,6 +13,8 @@ initialisation (Trockman & Kolter, arXiv 2305.09828); the construction here is o
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,10 +28,12 @@ _POSITION_FREQUENCIES = 4
 _POSITION_SHARPNESS = 8.5
 _MATCH_GAIN = 1.8
 _COPY_GAIN = 2.0
+_SHARED = 0.5
+_WORD = re.compile(r"[a-z]+|[0-9]+")
 
 
 def small_llama(
-    vocabulary: int,
+    texts: Sequence[str],
     *,
     layers: int,
     width: int,
@@ -44,7 +48,7 @@ def small_llama(
     """Builds a Llama with tied embeddings, in float32.
 
     Args:
-        vocabulary: Number of tokens.
+        texts: What each token stands for, in the order of their ids.
         layers: Transformer blocks, at least 2 with ``recall``.
         width: Of the residual stream.
         heads: Attention heads; ``width / heads`` is the head size (64 has been tried).
@@ -65,7 +69,7 @@ def small_llama(
         )
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=vocabulary,
+        vocab_size=len(texts),
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -84,12 +88,12 @@ def small_llama(
     )
     model = LlamaForCausalLM(config)
     if recall:
-        recall_init(model)
+        recall_init(model, texts)
     return model
 
 
 @torch.no_grad()
-def recall_init(model: LlamaForCausalLM) -> None:
+def recall_init(model: LlamaForCausalLM, texts: Sequence[str]) -> None:
     """Writes a look-up circuit into the first two layers of an untrained model.
 
     The residual stream is divided: dimension 0 holds a constant, so that queries and keys can have
@@ -99,12 +103,14 @@ def recall_init(model: LlamaForCausalLM) -> None:
     * match ``previous`` (query) with ``before`` (key) and copy the key's token. At ``cabinet 3 |
       you see a`` it finds the token that once stood two behind ``cabinet 3``; within a list, at
       ``plate 1 | , and a``, the next item.
-    * match ``own`` (query) with ``previous`` (key): what followed this token the last time.
+    * match ``own`` (query) with ``previous`` (key): what followed this token before.
+    * the same for two tokens: what followed ``The | cabinet 3``, not ``open | cabinet 3``.
 
     Remaining heads, layers and all feed-forward blocks start small and random.
 
     Args:
         model: Freshly built; uses torch's global random generator.
+        texts: What each token stands for.
 
     Raises:
         ValueError: Fewer than 2 layers or 4 heads, or too narrow for the division.
@@ -127,9 +133,7 @@ def recall_init(model: LlamaForCausalLM) -> None:
     _small_random(model)
     tokens = model.model.embed_tokens.weight
     tokens.zero_()
-    vectors = torch.randn(len(tokens), len(own))
-    # Equal norms: the norm layer then gives the constant the same size at every token.
-    vectors *= math.sqrt(len(own)) / vectors.norm(dim=1, keepdim=True)
+    vectors = _token_vectors(texts, len(own))
     tokens[:, own] = vectors * _EMBEDDING_SCALE
     constant = 4 * _EMBEDDING_SCALE
     # Tied embeddings also make the logits: keep those moderate whatever the embeddings' size.
@@ -147,14 +151,48 @@ def recall_init(model: LlamaForCausalLM) -> None:
 
     rms = math.sqrt((power + 2 * size * _EMBEDDING_SCALE**2) / width)
     match = model.model.layers[1].self_attn
-    for head in range(3):
+    for head in range(4):
         compare = _orthonormal(size // 2, size) * (_MATCH_GAIN * rms / _EMBEDDING_SCALE)
         if head < 2:
-            _match(match, head, size, previous, compare, before, compare)
+            _match(match, head, size, [(previous, compare)], [(before, compare)])
+        elif head == 2:
+            _match(match, head, size, [(own, compare @ project)], [(previous, compare)])
         else:
-            _match(match, head, size, own, compare @ project, previous, compare)
+            other = compare[torch.randperm(len(compare))]
+            _match(
+                match,
+                head,
+                size,
+                [(own, compare @ project), (previous, other)],
+                [(previous, compare), (before, other)],
+            )
         copy = _orthonormal(size, len(own))
         _move(match, head, size, own, copy, own, copy.T * (_COPY_GAIN * rms))
+
+
+def _token_vectors(texts: Sequence[str], size: int) -> Tensor:
+    """Random vectors of equal norm; the more words two tokens share, the more alike they are.
+
+    So ``" mug 1"`` starts near ``" mug"``, and `` is open. In it, you see nothing.`` near the same
+    with ``closed``. Equal norms, because the norm layer then gives the constant the same size at
+    every token.
+    """
+    words: dict[str, Tensor] = {}
+    rows = []
+    for text in texts:
+        own = _unit(torch.randn(size))
+        named = sorted(set(_WORD.findall(text.lower())))
+        for word in named:
+            words.setdefault(word, _unit(torch.randn(size)))
+        if named:
+            common = _unit(torch.stack([words[word] for word in named]).sum(0))
+            own = _unit(math.sqrt(_SHARED) * common + math.sqrt(1 - _SHARED) * own)
+        rows.append(own)
+    return torch.stack(rows) * math.sqrt(size)
+
+
+def _unit(vector: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(vector, dim=0)
 
 
 def _small_random(model: LlamaForCausalLM) -> None:
@@ -209,20 +247,24 @@ def _match(
     attention: Any,
     head: int,
     size: int,
-    asked: Tensor,
-    query: Tensor,
-    offered: Tensor,
-    key: Tensor,
+    asked: Sequence[tuple[Tensor, Tensor]],
+    offered: Sequence[tuple[Tensor, Tensor]],
 ) -> None:
-    """Makes a head compare two parts of the residual stream, in its slowly rotating dimensions."""
+    """Makes a head compare parts of the residual stream, in its slowly rotating dimensions.
+
+    Args:
+        attention: Of a layer.
+        head: Its number.
+        size: Of a head.
+        asked: Parts that the query reads, and how.
+        offered: Parts that the key reads, and how; as many.
+    """
     quarter = size // 4
     slow = torch.cat([torch.arange(quarter, 2 * quarter), torch.arange(3 * quarter, 4 * quarter)])
-    for weight, part, values in (
-        (attention.q_proj.weight, asked, query),
-        (attention.k_proj.weight, offered, key),
-    ):
+    for weight, parts in ((attention.q_proj.weight, asked), (attention.k_proj.weight, offered)):
         block = torch.zeros(size, weight.shape[1])
-        block[slow[:, None], part] = values
+        for part, values in parts:
+            block[slow[:, None], part] = values
         weight[_rows(head, size)] = block
 
 

@@ -33,7 +33,7 @@ from gym_llmworld.core import Completion, Message, Sampling
 from gym_llmworld.errors import BackendError, CheckpointError, ContextOverflow
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_CPU_CACHE_BYTES = 2 * 2**30
+_CPU_CACHE_BYTES = 2**30
 _UNKNOWN_CONTEXT = 4096
 
 
@@ -49,7 +49,7 @@ class HFBackend:
         max_context: Longest conversation in tokens; None for what the model was made for.
         max_slots: Most conversations whose keys and values are kept. More chats than that are
             answered in turn.
-        max_cache_bytes: Most memory for keys and values; None for 2 GiB on a CPU and half of what
+        max_cache_bytes: Most memory for keys and values; None for 1 GiB on a CPU and half of what
             is free on a GPU.
         threads: CPU threads of torch, for the whole process; None to leave them alone.
 
@@ -121,7 +121,8 @@ class HFBackend:
         def job(ids: Ids, i: int) -> Job:
             sampling = samplings[i]
             draw = Draw(sampling.temperature, sampling.top_p, random.Random(sampling.seed))
-            return Job(ids, min(len(ids) + sampling.max_tokens, self._context), draw)
+            end = min(len(ids) + sampling.max_tokens, self._context)
+            return Job(ids, end, draw, returning=len(chats[i]) > 2)
 
         return [
             done if isinstance(done, BackendError) else self._completion(done)
@@ -223,7 +224,8 @@ class HFBackend:
             with torch.inference_mode():
                 reason = runner.check()
             if reason is None:
-                self._context = min(self._context, slots.longest)
+                if slots.longest < self._context:
+                    self._context = _affordable(slots)
                 return runner
         warnings.warn(
             f"{self.name}: {reason}; every request is computed from its start, one after the "
@@ -344,6 +346,15 @@ def _context(model: Any, wanted: int | None) -> int:
     if wanted is not None and known is not None and wanted > known:
         raise ValueError(f"max_context={wanted}, but the model was made for at most {known} tokens")
     return int(wanted or known or _UNKNOWN_CONTEXT)
+
+
+def _affordable(slots: Slots) -> int:
+    if slots.longest < 2:
+        raise ValueError(
+            f"max_cache_bytes={slots.max_bytes} holds no conversation: one token of this model "
+            f"takes {slots.bytes_per_token} bytes"
+        )
+    return slots.longest
 
 
 def _stops(model: Any, tokenizer: Any, turn_end: int | None) -> frozenset[int]:

@@ -165,6 +165,9 @@ class SlotRunner:
                 self.slots.forget()
 
     def _chunks(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
+        if len(jobs) > self.slots.limit(max((job.end for job in jobs), default=0)):
+            # What is held already goes first, before it has to make room.
+            jobs = sorted(jobs, key=self.slots.known, reverse=True)
         chunk: list[Job] = []
         longest = 0
         for job in jobs:

@@ -33,6 +33,7 @@ class Job:
         ids: Tokens to feed.
         end: Longest that the conversation may get, generated tokens included.
         draw: How to choose tokens; None when a given text is scored.
+        returning: The chat has an answer in it, so that a row may have been kept for it.
         targets: For scoring: the tokens that follow the last ``len(targets)`` positions of ``ids``.
         row: Its row in the cache.
         position: How many of its tokens have been fed.
@@ -45,6 +46,7 @@ class Job:
     ids: Ids
     end: int
     draw: Draw | None = None
+    returning: bool = False
     targets: Sequence[int] = ()
     row: int = -1
     position: int = 0
@@ -189,6 +191,8 @@ class Slots:
         self.rows = self.capacity = 0
         self.evictions = 0
         self._clock = 0
+        self._reach = 0.0
+        self._batch = 0
         self._owners: dict[int, Job] = {}
         self._allocate(0, 0)
 
@@ -267,6 +271,8 @@ class Slots:
         Returns:
             Jobs that wait for another one's prompt: ``(job, other, tokens to copy from it)``.
         """
+        self._batch = len(jobs)
+        self._reach *= 0.99
         continuing: list[tuple[int, int, int]] = []
         for i, job in enumerate(jobs):
             shared = self._shared(job)
@@ -276,11 +282,16 @@ class Slots:
         branching = []
         for reuse, i, row in sorted(continuing):
             if reuse and row not in self._owners:
+                self._reach = max(self._reach, float(self._clock - self.used[row]))
                 self._take(jobs[i], row, -reuse)
             else:
                 branching.append(jobs[i])
         waits = [self._branch(job) for job in branching]
         return [wait for wait in waits if wait is not None]
+
+    def known(self, job: Job) -> int:
+        """Returns how many tokens of a job are held by some row."""
+        return int(self._shared(job).max(initial=0))
 
     def _shared(self, job: Job) -> NDArray[np.int64]:
         """Returns how many leading tokens of a job each row holds, or will."""
@@ -312,7 +323,8 @@ class Slots:
         reuse = int(ready[source])
         coming = int(shared.argmax())
         gain = int(shared[coming]) - reuse
-        row = self._room(source, int(self.held[source]) - reuse)
+        missed = job.returning and 2 * reuse < len(job.ids)
+        row = self._room(source, int(self.held[source]) - reuse, missed)
         if gain >= _WORTH_WAITING and row != coming:
             self._own(job, row)
             self.held[row] = self.valid[row] = 0  # nobody can wait for one who waits
@@ -322,21 +334,23 @@ class Slots:
         self._take(job, row, reuse)
         return None
 
-    def _room(self, source: int, loss: int) -> int:
+    def _room(self, source: int, loss: int, missed: bool) -> int:
         """Returns the row for a branch: an empty one, or the one that is cheapest to lose.
 
         Args:
             source: Row with the trunk.
             loss: Tokens of it that are lost when the branch takes its place.
+            missed: The conversation was here before, and its row has been given away.
         """
         free = [row for row in range(self.rows) if row not in self._owners]
         empty = [row for row in free if self.held[row] == 0]
         if empty:
             return empty[0]
-        oldest = min(free, key=lambda row: int(self.used[row]), default=-1)
-        # A world that is still played asks again once every other one has.
-        fresh = oldest < 0 or self._clock - self.used[oldest] <= 2 * self.rows
-        if fresh and self._grow():
+        oldest = min(free, key=lambda row: int(self.used[row]))
+        # Rows that conversations come back to are about as old as `_reach`; a row that is much
+        # older belongs to an episode that has ended.
+        stale = self._clock - self.used[oldest] > 2 * self._reach + self._batch
+        if (missed or not stale) and self._grow():
             return len(free) + len(self._owners)
         if source in free and loss <= self.held[oldest]:
             return source

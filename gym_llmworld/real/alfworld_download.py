@@ -12,7 +12,7 @@ from typing import Any
 
 from gym_llmworld.core import Scenario
 from gym_llmworld.episodes import read_scenarios
-from gym_llmworld.errors import DataError, ScenarioError
+from gym_llmworld.errors import DataError, EngineError, ScenarioError
 from gym_llmworld.real.alfworld_engine import Facts
 from gym_llmworld.real.alfworld_grammar import parse_grammar
 from gym_llmworld.real.alfworld_names import names_of
@@ -101,19 +101,21 @@ def read_game_file(file: Path, split: str) -> Scenario:
     task = _task_of(file, traj)
     if not data.get("solvable", False):
         raise ScenarioError(f"{file} is marked unsolvable; ALFWorld skips it, too")
-    grammar = parse_grammar(data["grammar"])
+    missing = [key for key in ("grammar", "pddl_problem") if not isinstance(data.get(key), str)]
+    if missing:
+        raise DataError(f"{file}: expected the texts grammar and pddl_problem, missing {missing}")
+    try:
+        grammar, problem = parse_grammar(data["grammar"]), read_problem(data["pddl_problem"])
+        names = names_of({thing for _, arguments in problem.facts for thing in arguments})
+        observation = first_view(grammar.intro(Facts(problem.facts, problem.types, names)))
+    except EngineError as error:
+        raise DataError(f"{file}: {error}") from error
     moves = grammar.templates.get("putobject", ())
     if moves and getattr(moves[0], "text", "").startswith(_PUT_GRAMMAR):
         raise ScenarioError(
             f"{file} has the grammar from before ALFWorld 0.4 (`put x in/on y`); expected "
             "`move x to y`. Download the games again: alfworld-download --force"
         )
-    problem = read_problem(data["pddl_problem"])
-    names = names_of({thing for _, arguments in problem.facts for thing in arguments})
-    intro = grammar.derive(
-        grammar.rules["intro"][0].symbols, Facts(problem.facts, problem.types, names), {}
-    )
-    observation = first_view(intro)
     return Scenario(
         id="/".join((split, file.parent.parent.name, file.parent.name)),
         world="alfworld",

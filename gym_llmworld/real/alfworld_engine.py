@@ -238,8 +238,7 @@ class Play:
         self._choices: dict[str, _Operator] = {}
         with self._lib.lock:
             self._take_over()
-            intro = game.grammar.derive(game.grammar.rules["intro"][0].symbols, self._facts, {})
-            self.turn = self._turn(intro)
+            self.turn = self._turn(game.grammar.intro(self._facts))
 
     def step(self, command: str) -> Turn:
         """Carries out a command.

@@ -97,6 +97,14 @@ class Grammar:
     templates: Mapping[str, tuple[Symbol, ...]]
     feedbacks: Mapping[str, tuple[Symbol, ...]]
 
+    def intro(self, facts: FactBase) -> str:
+        """Words the start of a game.
+
+        Raises:
+            EngineError: The grammar has no such rule.
+        """
+        return self.derive([Rule("intro")], facts, {})
+
     def derive(self, symbols: Sequence[Symbol], facts: FactBase, binding: Binding) -> str:
         """Words symbols in the present state.
 
@@ -315,6 +323,10 @@ def parse_grammar(text: str) -> Grammar:
                 lines = _dedent(parts["grammar"]["block"]).split("\n")
                 kept = (line for line in lines if not line.lstrip().startswith("#"))
                 rules.update(_rules("\n".join(kept)))
+            if not {"template", "feedback"} <= parts.keys():
+                raise EngineError(
+                    f"the grammar's action {match['name']} lacks template or feedback"
+                )
             name = match["name"].lower()
             templates[name] = parse_symbols(parts["template"]["text"])
             feedbacks[name] = parse_symbols(parts["feedback"]["text"])
@@ -353,4 +365,6 @@ def _rules(text: str) -> dict[str, list[dict[str, str]]]:
 
 
 def _alternative(rule: Mapping[str, str]) -> Alternative:
+    if not isinstance(rule, dict) or not isinstance(rule.get("rhs"), str):
+        raise EngineError(f'a grammar rule must be an object with the text "rhs", got {rule!r}')
     return Alternative(parse_query(rule.get("condition", "")), parse_symbols(rule["rhs"]))

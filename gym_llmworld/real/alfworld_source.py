@@ -33,7 +33,8 @@ class ScenarioSource:
     """
 
     def __init__(self, games: str | None) -> None:
-        self._tree = None
+        self._pools: dict[str, tuple[Scenario, ...]] = {}
+        self._tree: Path | None = None
         self._store: ScenarioStore | None = None
         self._generates = games is None
         if games is None:
@@ -55,11 +56,15 @@ class ScenarioSource:
         """
         if split not in SPLITS:
             raise ScenarioError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
+        if split not in self._pools:
+            self._pools[split] = self._listed(split)
+        return self._pools[split]
+
+    def _listed(self, split: str) -> tuple[Scenario, ...]:
         if self._tree is not None:
             return tuple(load_games(self._tree, split))
-        if self._generates and (self._store is None or split not in self._store.splits()):
+        if self._store is None or (self._generates and split not in self._store.splits()):
             return ()
-        assert self._store is not None
         return self._store.of_split(split)
 
     def draw(self, split: str, rng: np.random.Generator) -> Scenario:
@@ -77,39 +82,36 @@ class ScenarioSource:
     def get(self, scenario: str | Mapping[str, Any] | Scenario) -> Scenario:
         """Returns a scenario by id, or reads the dict that `Scenario.to_json` writes.
 
+        The id of a generated game is enough to generate it again.
+
         Raises:
             ScenarioError: There is no such scenario, or it is one of another world.
         """
         if not isinstance(scenario, str):
             return _read(scenario)
-        if self._tree is not None:
-            return self._from_tree(scenario)
         spec = _spec_of(scenario) if self._generates else None
-        listed = self._lists(scenario)
-        if spec is not None and not listed:
-            return _generate(spec)
-        if self._store is not None:
+        if self._tree is not None:
+            return self._from_tree(self._tree, scenario)
+        if self._store is not None and (spec is None or self._lists(scenario)):
             return self._store.get(scenario)
-        raise ScenarioError(
-            f"unknown scenario {scenario!r}; expected <split>/<task>/<seed> of a generated game"
-        )
+        if spec is None:
+            raise ScenarioError(
+                f"unknown scenario {scenario!r}; expected the id of a generated game, "
+                "<split>/<task>/<seed>"
+            )
+        return _generate(spec)
 
-    def _lists(self, scenario: str) -> bool:
-        if self._store is None:
-            return False
-        split = scenario.partition("/")[0]
-        return split in self._store.splits() and any(
-            listed.id == scenario for listed in self._store.of_split(split)
-        )
+    def _lists(self, scenario_id: str) -> bool:
+        return any(s.id == scenario_id for s in self.of_split(scenario_id.partition("/")[0]))
 
-    def _from_tree(self, scenario: str) -> Scenario:
-        pool = self.of_split(scenario.partition("/")[0])
-        for candidate in pool:
-            if candidate.id == scenario:
-                return candidate
+    def _from_tree(self, tree: Path, scenario_id: str) -> Scenario:
+        split = scenario_id.partition("/")[0]
+        pool = self.of_split(split) if split in SPLITS else ()
+        for scenario in pool:
+            if scenario.id == scenario_id:
+                return scenario
         raise ScenarioError(
-            f"unknown scenario {scenario!r} among {len(pool)} of {self._tree}; expected for "
-            f"example {pool[0].id!r}"
+            f"unknown scenario {scenario_id!r} in {tree}; expected <split>/<task>/<trial>"
         )
 
 

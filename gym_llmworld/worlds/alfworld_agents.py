@@ -359,3 +359,6 @@ ALFWORLD_AGENTS: dict[str, Callable[[], Agent]] = {
     "corrupted": _corrupted,
     "plan": ScriptedAgent,
 }
+"""Players by name: those that know the hidden facts (``expert``, and with ever more strays or slips
+``noisy``, ``noisy50``, ``corrupted``; ``detour``), those that do not (``search``, ``random``,
+``tour``), and ``plan``, which replays the proof that a game can be solved."""

@@ -12,6 +12,7 @@ Three prompt styles:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,8 +25,11 @@ FIXTURES = frozenset({"c", "s", "oven", "stove", "toaster"})
 
 _CUTS = ("sliced", "chopped", "diced")
 _COOKED = ("fried", "roasted", "grilled")
-_SHOWN_STATES = ("open", "closed", "locked")
-_UNTOLD_STATES = frozenset({*_SHOWN_STATES, *_CUTS, *_COOKED, "raw", "uncut", "cooked"})
+_LOCK_STATES = ("open", "closed", "locked")
+# Where things are shows in the rooms, how food is prepared in its name; this shows nowhere else.
+_TOLD_STATES = ("edible", "sharp", "drinkable")
+# Facts that no command changes.
+_FIXED = re.compile(r"link|free|match|base|out|cooking_location|ingredient_\d|\w+_of")
 
 Thing = Mapping[str, Any]
 
@@ -83,7 +87,7 @@ def _room_lines(room: Mapping[str, Any], things: Sequence[Thing]) -> Iterator[st
     for holder in here:
         if holder["type"] in FIXTURES:
             held = [t for t in things if t["where"] and t["where"][1:] == [holder["name"]]]
-            states = [state for state in holder["states"] if state in _SHOWN_STATES]
+            states = [state for state in holder["states"] if state in _LOCK_STATES]
             yield f"{', '.join([holder['name'], *states])}: {listing(held)}"
 
 
@@ -92,8 +96,7 @@ def _belongings(hidden: Mapping[str, Any], carried: Sequence[Thing]) -> Iterator
     for door in hidden["doors"]:
         yield f"{door['name']}, {door['state']}: {door['text']}"
     for thing in hidden["things"]:
-        # What it says when examined; states that do not show in its name are told here.
-        states = [state for state in thing["states"] if state not in _UNTOLD_STATES]
+        states = [state for state in thing["states"] if state in _TOLD_STATES]
         yield f"{', '.join([thing['name'], *states])}: {thing['text']}"
     for key, locked in hidden["keys"].items():
         yield f"{key} opens {locked}"
@@ -103,18 +106,22 @@ def _endings(quests: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for quest in quests:
         for event in quest["win"]:
             yield f"+{quest['points']}: {_conditions(event)}"
-    lost = (_conditions(event) for quest in quests for event in quest["lose"])
-    for event in dict.fromkeys(lost):
-        yield f"lost: {event}"
+    # One line for all that must not happen to a thing: ``lost: carrot burned, fried, chopped``.
+    lost: dict[str, list[str]] = {}
+    for event in (event for quest in quests for event in quest["lose"]):
+        subject, _, state = _conditions(event).rpartition(" ")
+        lost.setdefault(subject, []).append(state)
+    for subject, states in lost.items():
+        yield f"lost: {subject} {', '.join(dict.fromkeys(states))}"
 
 
 def _conditions(event: Sequence[Sequence[str]]) -> str:
-    return ", ".join(map(_condition, event))
+    return " and ".join(_condition(fact) for fact in event if not _FIXED.fullmatch(fact[0]))
 
 
 def _condition(fact: Sequence[str]) -> str:
     predicate, *names = fact
-    if fact[0] == "at" and names[0] == "P":
+    if predicate == "at" and names[0] == "P":
         return f"you in {names[1]}"
     if predicate == "in" and names[1:] == ["I"]:
         return f"{names[0]} carried"
@@ -146,6 +153,7 @@ WORLD = World(
     },
     agents=TEXTWORLD_AGENTS,
     real_entry_point="gym_llmworld.real.textworld_env:TextWorldEnv",
+    games_module="gym_llmworld.real.textworld_scenarios",
     extra="textworld",
     splits=("train", "valid", "test"),
 )

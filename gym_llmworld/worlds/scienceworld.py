@@ -1,0 +1,149 @@
+"""ScienceWorld: primary-school science in a text world (Wang et al., EMNLP 2022).
+
+Two prompt styles word the hidden state:
+
+* ``word2world``, the context of the published checkpoints (Word2World, appendix A.4), byte for byte.
+  What it says follows from how a scenario was built: see ``compat`` of
+  `gym_llmworld.real.scienceworld_scenarios.game_scenario`.
+* ``engine``, for the embedded models: what looking around will show in each room, word for word, what
+  closed containers hold, and the goals, without what a model of the world has no use for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gym_llmworld.core import Scenario
+from gym_llmworld.worlds.base import World
+from gym_llmworld.worlds.scienceworld_agents import SCIENCEWORLD_AGENTS
+
+_GOAL = re.compile(r"\d+\t(?:true|false)\t\s*\S+\t(.*)")
+_OPTIONAL = "Unordered and Optional Subgoals:"
+
+# "In the drawer is: a bowl (containing a fork, a knife)."
+_LIST_START = re.compile(r"\((?:containing )?|: ")
+_LIST_END = re.compile(r"\.[. ]*(?=[,)\n]|$)")
+# "a light bulb, which is off" is one thing.
+_QUALIFIER = re.compile(r"(?:which|currently) ")
+
+
+def engine_text(text: str) -> str:
+    """Returns a text of the engine as a step would show it: single blanks, none at the ends."""
+    return re.sub(" +", " ", text.strip())
+
+
+def engine_context(scenario: Scenario) -> str:
+    """Words a scenario for the embedded models."""
+    hidden = scenario.hidden
+    parts = [text for room in hidden["rooms"] for text in _room_lines(room)]
+    parts.append(engine_text(hidden["inventory"]))
+    needed, optional = _goals(hidden["goal"])
+    parts.append("Goals:\n\t" + "\n\t".join(needed))
+    if optional:
+        parts.append("Also counts:\n\t" + "\n\t".join(optional))
+    return "\n".join([*parts, scenario.observation])
+
+
+def _room_lines(room: Mapping[str, Any]) -> Iterator[str]:
+    yield engine_text(room["look"])
+    if room["opened"]:
+        yield "Opened:\n\t" + "\n\t".join(engine_text(line) for line in room["opened"])
+
+
+def _goals(table: str) -> tuple[list[str], list[str]]:
+    """Returns what has to be done, in order, and what else the score counts."""
+    needed, _, optional = table.partition(_OPTIONAL)
+    return _GOAL.findall(needed), _GOAL.findall(optional)
+
+
+def word2world_context(scenario: Scenario) -> str:
+    """Words a scenario as Word2World's ScienceWorld checkpoints were trained to read it.
+
+    Source: the builder of the released context files, described in the package's notes on formats.
+    """
+    hidden = scenario.hidden
+    actions = "".join(f" - {action}\n" for action in hidden["actions"])
+    rooms = "".join(
+        f"== Room: {room['name']} ==\n{room['look'].strip()}\n"
+        f"Possible Objects: {', '.join(room['objects']) or '(none)'}\n\n"
+        for room in hidden["rooms"]
+    )
+    return (
+        "# Environment Information (Only visible to Assistant)\n\n"
+        f"\n=== Goal Progress ===\n{hidden['goal']}\n"
+        f"\n=== Possible Actions ===\n{actions}"
+        f"\n=== Per-Room Observations ===\n{rooms}"
+        "\n\n# User Environment Information (Displayed to User)\n\n"
+        f"{scenario.observation}\n"
+    )
+
+
+def canonical(observation: str) -> str:
+    """Sorts the lists of an observation, so that texts that list the same things are equal.
+
+    The engine walks through sets, and in a stock JVM their order differs from run to run: of things
+    in a room, in a container and on a plant. Numbered options stay as they are, because the
+    numbers are commands.
+    """
+    lines: list[str] = []
+    block: list[str] = []
+    for line in [*observation.split("\n"), ""]:
+        if line.startswith("\t"):
+            block.append("\t" + _sorted_list(line[1:], 0)[0])
+        else:
+            lines += [*sorted(block), line]
+            block = []
+    return "\n".join(lines[:-1])
+
+
+def _sorted_list(text: str, at: int) -> tuple[str, int]:
+    """Sorts the comma-separated things that begin at ``at``, and the lists in them.
+
+    Returns:
+        The sorted text, and where the list ended: at a closing bracket, at the full stop of a list
+        within a list, or at the end.
+    """
+    things: list[str] = [""]
+    nested = at > 0
+    while at < len(text):
+        start = _LIST_START.match(text, at)
+        if start:
+            inner, end = _sorted_list(text, start.end())
+            things[-1] += f"{start.group()}{inner}{text[end : end + 1]}"
+            at = end + 1
+        elif text[at] == ",":
+            things.append("")
+            at += 1
+        elif nested and (text[at] == ")" or _LIST_END.match(text, at)):
+            break
+        else:
+            things[-1] += text[at]
+            at += 1
+    return ", ".join(sorted(_whole(things))), at
+
+
+def _whole(things: Sequence[str]) -> list[str]:
+    """Joins what a comma has cut off a thing, and drops the blanks around."""
+    whole: list[str] = []
+    for thing in map(str.strip, things):
+        if whole and _QUALIFIER.match(thing):
+            whole[-1] += f", {thing}"
+        else:
+            whole.append(thing)
+    return whole
+
+
+WORLD = World(
+    key="scienceworld",
+    title="SciWorld",
+    rejection="No known action matches that input.",
+    contexts={"engine": engine_context, "word2world": word2world_context},
+    agents=SCIENCEWORLD_AGENTS,
+    real_entry_point="gym_llmworld.real.scienceworld_env:ScienceWorldEnv",
+    games_module="gym_llmworld.real.scienceworld_scenarios",
+    extra="scienceworld",
+    splits=("train", "dev", "test"),
+    max_episode_steps=100,
+)
