@@ -120,6 +120,9 @@ def collect(
     ] = "noisy",
     seed: Seed = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 plays in this one.")] = 1,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Episodes in a row from one game, which then loads once.")
+    ] = 1,
     max_steps: MaxSteps = 50,
 ) -> None:
     """Play the *real* world with agents and keep the episodes, as data for training and evaluation.
@@ -139,7 +142,8 @@ def collect(
             world.real_id,
             mixture,
             games_of(world, games, split),
-            policies=agent_makers(world, ",".join(mixture)),
+            policies=agent_makers(world, ",".join(mixture), real=True),
+            repeats=repeats,
             episodes=episodes,
             out=out,
             env_kwargs={"max_episode_steps": max_steps},

@@ -15,6 +15,7 @@ from gym_llmworld.agents import Agent
 from gym_llmworld.backends import load_backend
 from gym_llmworld.backends.base import Backend
 from gym_llmworld.checkpoints import checkpoint_style, embedded_model
+from gym_llmworld.collection import resolve
 from gym_llmworld.core import Scenario
 from gym_llmworld.errors import ScenarioError
 from gym_llmworld.protocol import Protocol
@@ -92,27 +93,36 @@ def held_out(
     return [pool[i] for i in order[:count]]
 
 
-def agent_makers(world: World, names: str) -> dict[str, Callable[[], Agent]]:
+def agent_makers(world: World, names: str, *, real: bool = False) -> dict[str, Callable[[], Agent]]:
     """Reads a list of agents such as ``"expert,noisy"``, see `agent_maker`."""
-    return {name: agent_maker(world, name) for name in map(str.strip, names.split(","))}
+    return {name: agent_maker(world, name, real=real) for name in map(str.strip, names.split(","))}
 
 
-def agent_maker(world: World, name: str) -> Callable[[], Agent]:
+def agent_maker(world: World, name: str, *, real: bool = False) -> Callable[[], Agent]:
     """Returns a maker of fresh agents; it can be pickled.
+
+    Args:
+        world: Whose agents.
+        name: One of ``world.agents``.
+        real: Allow ``world.real_policies``, too.
 
     Raises:
         ScenarioError: The world has no agent of this name.
     """
-    if name not in world.agents:
+    known = [*world.agents, *(world.real_policies if real else ())]
+    if name not in known:
         raise ScenarioError(
-            f"{world.title} has no agent {name!r}; expected one of {', '.join(world.agents)}"
+            f"{world.title} has no agent {name!r}; expected one of {', '.join(known)}"
         )
     return functools.partial(make_agent, world.key, name)
 
 
 def make_agent(world: str, name: str) -> Agent:
     """Returns a fresh agent of a world."""
-    return get_world(world).agents[name]()
+    spec = get_world(world)
+    factory = spec.agents.get(name) or resolve(spec.real_policies[name])
+    agent: Agent = factory()
+    return agent
 
 
 def open_model(world: World, model: str | None, backend: str) -> tuple[Backend, Protocol]:

@@ -397,14 +397,8 @@ def test_reads_text_as_textworld_does(stock: Any, text: str) -> None:
 
     data = game_data(SMALL[0])
     logic = GameLogic(data["pddl_domain"], data["grammar"])
-    empty: dict[str, Any] = {}
-    context = {
-        "state": None,
-        "facts": [],
-        "variables": empty,
-        "mapping": empty,
-        "entity_infos": empty,
-    }
+    context: dict[str, Any] = {"state": None, "facts": [], "entity_infos": {}}
+    context |= {"variables": {}, "mapping": {}}
     expected = logic.grammar.derive(text, context)
     grammar = parse_grammar(data["grammar"])
     assert grammar.derive(parse_symbols(text), Facts((), {}, {}), {}) == expected

@@ -283,6 +283,19 @@ def test_existing_games_are_kept(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("game.tw-pddl"))) == 3
 
 
+def test_games_of_another_generator_are_not_mixed_in(tmp_path: Path) -> None:
+    target = write_games(tmp_path, "train", 1, 6, scenarios_only=True)
+    target.write_text(target.read_text().replace('"generator":1', '"generator":0'))
+    with pytest.raises(ScenarioError, match="generator version 0; this is version 1"):
+        write_games(tmp_path, "train", 1, 6, scenarios_only=True)
+
+
+@pytest.mark.parametrize(("n", "workers"), [(0, 1), (1, 0)])
+def test_senseless_counts_are_refused(tmp_path: Path, n: int, workers: int) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        write_games(tmp_path, "train", n, workers=workers)
+
+
 def test_games_that_cannot_be_solved_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -357,9 +370,11 @@ def test_games_that_alfworld_skips_are_skipped(
     download: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = game_file(download).parent.with_name("trial_T2")
-    other.mkdir()
-    for name, text in dump_game(build_game(SPEC)).items():
-        (other / name).write_text(text.replace('"solvable": true', '"solvable": false'))
+    draft = other.with_name(".trial_T3.1234.part")
+    for folder in (other, draft):
+        folder.mkdir()
+        for name, text in dump_game(build_game(SPEC)).items():
+            (folder / name).write_text(text.replace('"solvable": true', '"solvable": false'))
     with caplog.at_level(logging.WARNING):
         assert len(load_games(download, "valid_seen")) == 1
     assert "1 games of" in caplog.text
@@ -381,7 +396,7 @@ def test_damaged_files_are_named(download: Path) -> None:
         load_games(download, "valid_seen")
     traj.write_text(dump_game(build_game(SPEC))["traj_data.json"])
     whole = file.read_text()
-    file.write_text(whole.replace("(define (problem", "(define (problen"))
+    file.write_text(whole.replace("(:init", "(:unit"))
     with pytest.raises(DataError, match=r"game\.tw-pddl: not a PDDL problem"):
         load_games(download, "valid_seen")
     file.write_text(whole.replace('"grammar"', '"grammars"'))

@@ -222,6 +222,15 @@ def test_forks_share_their_trunk(backend: HFBackend) -> None:
         assert completion.text == oracle.answer(deeper, 12)
 
 
+def test_equal_worlds_keep_a_row_each(backend: HFBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    chats = [new_chat(1)] * 4
+    for action in ACTIONS:
+        answers = ask(backend, chats)
+        chats = [then(chat, "Nothing happens.", action) for chat in chats]
+        monkeypatch.setattr(backend.runner.slots, "_copy", None)
+    assert all(a.cached_tokens >= answers[0].prompt_tokens - 30 for a in answers)
+
+
 def test_a_cold_group_computes_its_prompt_once(backend: HFBackend) -> None:
     chats = [[new_chat(2)[0], Message("user", action)] for action in ACTIONS]
     completions = ask(backend, chats)

@@ -305,7 +305,7 @@ from pathlib import Path
 from tests.test_collection import run
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), {"drunk": 1}, episodes=40, workers=2, env_kwargs={"patience": 0.005})
+    run(Path(sys.argv[1]), {"drunk": 1}, episodes=40, workers=1, env_kwargs={"patience": 0.005})
 """
 
 
@@ -313,35 +313,23 @@ def test_killed_run_is_resumed_without_loss_or_double(tmp_path: Path) -> None:
     program, out, whole = tmp_path / "program.py", tmp_path / "e.jsonl", tmp_path / "whole.jsonl"
     program.write_text(SLOW_RUN)
     path = os.pathsep.join(sys.path)
-    for lines in (3, 10):
-        process = subprocess.Popen(
-            [sys.executable, str(program), str(out)], env={**os.environ, "PYTHONPATH": path}
-        )
-        deadline = time.monotonic() + 60
-        while not out.exists() or out.read_bytes().count(b"\n") < lines:
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.kill()
-        process.wait()
-    wait_for_the_lock(out)
+    process = subprocess.Popen(
+        [sys.executable, str(program), str(out)], env={**os.environ, "PYTHONPATH": path}
+    )
+    deadline = time.monotonic() + 200
+    while not out.exists() or out.read_bytes().count(b"\n") < 5:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
     report = run(out, {"drunk": 1}, episodes=40)
     run(whole, {"drunk": 1}, episodes=40)
 
     jobs = jobs_in(out)
-    assert report.resumed >= 10
+    assert 5 <= report.resumed < 40
     assert len(jobs) == len(set(jobs))
     assert {e.actions for e in read_episodes(out)} == {e.actions for e in read_episodes(whole)}
-
-
-def wait_for_the_lock(out: Path) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            EpisodeWriter(out).close()
-            return
-        except DataError:
-            time.sleep(0.05)
 
 
 def test_progress_counts_resumed_jobs(tmp_path: Path) -> None:

@@ -35,7 +35,6 @@ from gym_llmworld.core import Chat
 from gym_llmworld.errors import WorldModelError
 from training.data import Conversations, read_conversations
 from training.exact_match import TokenizedChat, TurnMatch, tokenize, turn_match
-from training.optimizer import MuonAdamW
 from training.scratch import small_llama
 from training.tokenizer import train_tokenizer
 
@@ -72,10 +71,9 @@ class Config:
     minutes: float = _option(0.0, "stop after this much training time (0: no limit)")
     max_steps: int = _option(0, "stop after this many optimiser steps (0: no limit)")
     epochs: float = _option(0.0, "stop after this many passes (0: no limit; 1 if none is given)")
-    batch_size: int = _option(8, "episodes per device and step")
+    batch_size: int = _option(6, "episodes per device and step")
     accumulate: int = _option(1, "batches per optimiser step")
-    learning_rate: float = _option(1e-3, "peak; linear warm-up, then linear decay to 2 % of it")
-    muon_rate: float = _option(3e-3, "peak for the matrices that Muon steps")
+    learning_rate: float = _option(8e-4, "peak; linear warm-up, then linear decay to 2 % of it")
     warmup_steps: int = _option(20, "steps of warm-up")
     weight_decay: float = _option(0.01, "of AdamW")
     beta2: float = _option(0.98, "of AdamW")
@@ -111,7 +109,6 @@ class ObservationTrainer(SFTTrainer):  # type: ignore[misc]
     """
 
     lr_scheduler: Any
-    optimizer: Any
 
     def __init__(self, config: Config, card: Card, **kwargs: Any) -> None:
         self.config = config
@@ -149,27 +146,6 @@ class ObservationTrainer(SFTTrainer):  # type: ignore[misc]
         self._total_train_tokens += int(inputs["attention_mask"].sum())
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return total / torch.as_tensor(count, device=total.device).clamp(min=1)
-
-    def create_optimizer(self, model: Any = None) -> Any:
-        """Muon for matrices between the layers, AdamW for the rest; AdamW alone with LoRA."""
-        if self.config.lora_rank or self.optimizer is not None:
-            return super().create_optimizer(model)
-        matrices, rest = [], []
-        for name, weight in self.model.named_parameters():
-            # Heads that were set by hand move in small steps.
-            early = ".layers.0.self_attn." in name or ".layers.1.self_attn." in name
-            hidden = weight.ndim == 2 and ".layers." in name
-            (matrices if hidden and not early else rest).append(weight)
-        self.optimizer = MuonAdamW(
-            [
-                {"params": matrices, "orthogonal": True, "lr": self.config.muon_rate},
-                {"params": rest, "orthogonal": False},
-            ],
-            lr=self.config.learning_rate,
-            betas=(0.9, self.config.beta2),
-            weight_decay=self.config.weight_decay,
-        )
-        return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Warm-up by steps, decay by whichever limit is nearer: steps or time."""

@@ -273,21 +273,24 @@ class Slots:
         """
         self._batch = len(jobs)
         self._reach *= 0.99
-        continuing: list[tuple[int, int, int]] = []
-        for i, job in enumerate(jobs):
-            shared = self._shared(job)
-            shared[shared < self.prompt] = 0
-            row = int(shared.argmax())
-            continuing.append((-int(shared[row]), i, row))
-        branching = []
-        for reuse, i, row in sorted(continuing):
-            if reuse and row not in self._owners:
-                self._reach = max(self._reach, float(self._clock - self.used[row]))
-                self._take(jobs[i], row, -reuse)
-            else:
-                branching.append(jobs[i])
+        branching = [job for job in jobs if not self._continue(job)]
         waits = [self._branch(job) for job in branching]
         return [wait for wait in waits if wait is not None]
+
+    def _continue(self, job: Job) -> bool:
+        """Gives a job the row that its last turn was computed in, if that is still there."""
+        shared = self._shared(job)
+        shared[shared < self.prompt] = 0
+        best = int(shared.max())
+        shared[list(self._owners)] = 0
+        row = int(shared.argmax())
+        reuse = int(shared[row])
+        # Worlds that have gone the same way so far have equal rows; any of them will do.
+        if reuse == 0 or reuse < best:
+            return False
+        self._reach = max(self._reach, float(self._clock - self.used[row]))
+        self._take(job, row, reuse)
+        return True
 
     def known(self, job: Job) -> int:
         """Returns how many tokens of a job are held by some row."""

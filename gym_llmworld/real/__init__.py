@@ -1,0 +1,1 @@
+"""The mirrored environments themselves, each imported on demand."""

@@ -70,7 +70,9 @@ def _split_folder(root: Path, split: str) -> Path:
 @lru_cache(maxsize=4)
 def _downloaded(folder: Path, split: str) -> tuple[Scenario, ...]:
     scenarios, refused = [], []
-    for file in sorted(folder.rglob("game.tw-pddl")):
+    # Hidden folders are drafts of `write_games`.
+    files = (f for f in folder.rglob("game.tw-pddl") if not f.parent.name.startswith("."))
+    for file in sorted(files):
         try:
             scenarios.append(read_game_file(file, split))
         except ScenarioError as error:

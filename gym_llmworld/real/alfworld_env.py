@@ -17,8 +17,7 @@ from gym_llmworld.real.alfworld_scenarios import load_game
 from gym_llmworld.real.alfworld_source import ScenarioSource
 from gym_llmworld.real.alfworld_views import first_view
 from gym_llmworld.spaces import FreeText
-
-MAX_OBSERVATION_LENGTH = 8192
+from gym_llmworld.worlds import get_world
 
 _OPTIONS = ("scenario", "split")
 
@@ -69,7 +68,7 @@ class AlfworldEnv(gym.Env[str, str]):
                 f"max_episode_steps must be at least 1, or None, got {max_episode_steps}"
             )
         self.render_mode = render_mode
-        self.observation_space = FreeText(MAX_OBSERVATION_LENGTH)
+        self.observation_space = FreeText(get_world("alfworld").max_observation_chars)
         self.action_space = FreeText(MAX_ACTION_LENGTH)
         self._split = split
         self._limit = max_episode_steps

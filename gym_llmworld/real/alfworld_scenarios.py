@@ -79,7 +79,8 @@ def write_games(
     Writes ``<out_dir>/<split>/scenarios.jsonl``, and unless ``scenarios_only`` also
     ``<split>/<task>/<trial>/{game.tw-pddl,initial_state.pddl,traj_data.json}``, the layout of
     ``alfworld-download``. A scenario is enough to rebuild its game. After an interruption the same
-    call goes on where it was; files appear complete or not at all.
+    call goes on where it was; files appear complete or not at all. The list holds what the last
+    call asked for; games that are there already are not made again.
 
     Args:
         out_dir: Created if missing.
@@ -94,9 +95,12 @@ def write_games(
         The path of ``scenarios.jsonl``.
 
     Raises:
-        ScenarioError: There is no such split.
+        ScenarioError: There is no such split, or another generator version made what is there.
+        ValueError: ``n`` or ``workers`` is less than 1.
         MissingDependency: alfworld is not installed.
     """
+    if n < 1 or workers < 1:
+        raise ValueError(f"n and workers must be at least 1, got n={n}, workers={workers}")
     folder = Path(out_dir) / split
     target = folder / "scenarios.jsonl"
     draft = folder / "scenarios.jsonl.part"
@@ -121,7 +125,14 @@ def write_games(
 def _read_draft(path: Path) -> list[Scenario]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncatedLine)
-        return read_scenarios(path)
+        scenarios = read_scenarios(path)
+    versions = {s.real.get("generator") for s in scenarios} - {GENERATOR_VERSION}
+    if versions:
+        raise ScenarioError(
+            f"{path} holds games of generator version {versions.pop()}; this is version "
+            f"{GENERATOR_VERSION}. Choose another folder, or remove that one"
+        )
+    return scenarios
 
 
 def _end_line(path: Path) -> None:
@@ -140,7 +151,7 @@ def _solvable(
 ) -> Iterator[Scenario]:
     found = failures = 0
     jobs = ((spec, done.get(_id(spec)), None if scenarios_only else folder) for spec in specs)
-    with _mapper(workers) as run:
+    with _Mapper(workers) as run:
         while found < n:
             for scenario in run(list(itertools.islice(jobs, min(n - found, 16 * workers)))):
                 if scenario is not None:
@@ -162,7 +173,7 @@ def _id(spec: GameSpec) -> str:
 Job = tuple[GameSpec, Scenario | None, Path | None]
 
 
-class _mapper:
+class _Mapper:
     """``map`` in this process or in several."""
 
     def __init__(self, workers: int) -> None:

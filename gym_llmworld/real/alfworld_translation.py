@@ -54,9 +54,9 @@ class CompiledProblem:
         return zlib.decompress(self._packed)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def compile_problem(domain: str, problem: str) -> CompiledProblem:
-    """Translates a problem; the last 256 are kept.
+    """Translates a problem; the last 64 are kept.
 
     Raises:
         EngineError: The texts are not PDDL that the translator accepts.

@@ -1,7 +1,7 @@
 """ScienceWorld's simulator without its overhead, and with nothing left to chance.
 
-The package's own ``step`` lists every valid command each time (hundreds to thousands of them), which
-takes ten times as long as the step itself, and moves the simulator's random generator on the way.
+The package's own ``step`` lists every valid command each time, hundreds to thousands of them, which
+takes several times as long as the step itself and draws from the simulator's random generator.
 Here a step is a step, a reset is a load, and commands are listed when somebody asks.
 
 All plays of a process live in one JVM (`gym_llmworld.real.scienceworld_jvm`). The simulator keeps
@@ -13,11 +13,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import re
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from gym_llmworld.errors import EngineError, ScenarioError
 from gym_llmworld.real.scienceworld_jvm import Jvm, Statics, current_jvm
@@ -109,7 +110,7 @@ class Game:
     Attributes:
         task: For example ``"boil"``.
         variation: 0 to ``variation_count(task) - 1``.
-        simplifications: Joined with commas, for example ``"easy"`` or ``"teleportAction,openDoors"``.
+        simplifications: Joined with commas: ``"easy"``, ``"teleportAction,openDoors"``, ...
 
     Raises:
         ScenarioError: There is no such task, variation or simplification.
@@ -275,7 +276,7 @@ class Play:
             statics = self._jvm.statics()
             commands = self._jvm.strings(server.getValidActionObjectCombinations())
             self._jvm.restore(statics)
-        return tuple(command for command in commands if not is_task_reset(command))
+        return _without_reset(commands)
 
     def close(self) -> None:
         """Frees the simulator's side of the play; it cannot be used any more."""
@@ -311,6 +312,10 @@ class Play:
             self.turn = _step(self._server, command)
 
 
+def _without_reset(commands: Iterable[str]) -> tuple[str, ...]:
+    return tuple(command for command in commands if not is_task_reset(command))
+
+
 def replay(play: Play, commands: Iterable[str]) -> Turn:
     """Carries out several commands; returns the last turn."""
     for command in commands:
@@ -331,32 +336,42 @@ def survey(game: Game) -> Survey:
             task=server.getTaskDescription(),
             observation=first.observation,
             goal=server.getGoalProgressStr(),
-            actions=tuple(a for a in jvm.strings(server.getPossibleActions()) if not is_task_reset(a)),
+            actions=_without_reset(jvm.strings(server.getPossibleActions())),
             inventory=server.freeActionInventory(),
             rooms=tuple(_view_rooms(jvm, server, agent_interface)),
             plan=plan,
         )
 
 
-def published_views(game: Game) -> tuple[tuple[str, ...], list[RoomView]]:
+def published_views(
+    game: Game, rng: np.random.Generator
+) -> tuple[tuple[str, ...], tuple[RoomView, ...]]:
     """Looks at the rooms as Word2World's context builder does, with its defect.
 
-    It teleports to everything at the top of the object tree. The two "terminals" there are
-    ambiguous: the simulator asks which was meant, takes the next teleport for the answer, and
-    wherever a teleport fails, the room before is described again. In between time passes.
+    It teleports to everything at the top of the object tree. The sewer there is no room, and the
+    two "terminals" are ambiguous: the simulator asks which was meant and takes the next teleport
+    for the answer. Where a teleport fails, the room before is described again. Time passes.
+
+    Args:
+        game: What is described; simplifications are replaced by the builder's.
+        rng: Draws the order. In a stock JVM it differs from run to run.
 
     Returns:
         Templates of what can be done, and one view per teleport.
+
+    Raises:
+        EngineError: See `Play`.
     """
     with _scratch(Game(game.task, game.variation, "teleportAction")) as (jvm, server, _):
         names = [thing.name() for thing in _children(server.agentInterface().get().universe())]
+        names = [names[i] for i in rng.permutation(len(names))]
         actions = tuple(jvm.strings(server.getPossibleActions()))
         views = []
         for name in names:
             server.step(f"teleport {name}")
             look = server.freeActionLook()
             views.append(RoomView(name, look, tuple(jvm.strings(server.getPossibleObjects()))))
-    return actions, views
+    return actions, tuple(views)
 
 
 @contextlib.contextmanager
@@ -410,7 +425,8 @@ def _children(thing: Any) -> Iterator[Any]:
 def _view_rooms(jvm: Jvm, server: Any, agent_interface: Any) -> Iterator[RoomView]:
     """Puts the agent into each room in turn, without letting time pass."""
     agent = agent_interface.agent()
-    rooms = {thing.name(): thing for thing in _children(agent_interface.universe()) if jvm.is_location(thing)}
+    places = filter(jvm.is_location, _children(agent_interface.universe()))
+    rooms = {place.name(): place for place in places}
     for name in sorted(rooms):
         rooms[name].addObject(agent)
         look = server.freeActionLook()

@@ -1,7 +1,7 @@
 """The Java virtual machine that ScienceWorld's simulator runs in: one per process.
 
-`current_jvm` starts it inside the process that uses it. A forked child leaves its parent's alone and
-starts its own.
+`current_jvm` starts it inside the process that uses it. A forked child leaves its parent's alone
+and starts its own.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Jvm:
     """
 
     def __init__(self) -> None:
-        classpath = _classpath()
+        classpath = engine_classpath()
         self.lock = threading.RLock()
         self.holder: Any = None
         self._pid = os.getpid()
@@ -115,7 +115,9 @@ class Jvm:
             self._silence()
             self._random = self._singleton("scala.util.Random").self()
             self._ids = self._singleton("util.UniqueIdentifier")
-            self._simplifier = self._singleton("main.scala.scienceworld.runtime.SimplifierProcessor")
+            self._simplifier = self._singleton(
+                "main.scala.scienceworld.runtime.SimplifierProcessor"
+            )
 
     @property
     def alive(self) -> bool:
@@ -216,7 +218,7 @@ class Jvm:
                 pipe.close()
 
     def _silence(self) -> None:
-        """Drops what the simulator prints, several kilobytes a step, before anybody has to read it."""
+        """Drops what the simulator prints, kilobytes a step, before anybody has to read it."""
         java_io = self._gateway.jvm.java.io
         nowhere = java_io.PrintStream(java_io.FileOutputStream(os.devnull))
         self._gateway.jvm.java.lang.System.setOut(nowhere)
@@ -251,7 +253,12 @@ class Jvm:
         )
 
 
-def _classpath() -> str:
+def engine_classpath() -> str:
+    """Returns where Java finds the simulator and its gateway.
+
+    Raises:
+        MissingDependency: scienceworld is not installed.
+    """
     try:
         from py4j.java_gateway import find_jar_path
         from scienceworld.constants import JAR_PATH

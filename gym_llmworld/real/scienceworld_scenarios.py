@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +28,19 @@ from gym_llmworld.real.scienceworld_engine import (
     replay,
     split_variations,
     survey,
-    variation_count,
 )
 from gym_llmworld.scenarios import ScenarioStore
 
 WORLD_KEY = "scienceworld"
 SCENARIOS_FILE = "scenarios.jsonl"
 
+_log = logging.getLogger(__name__)
+
 _ID = re.compile(r"sciworld-([a-z]+)-([a-z0-9-]+)-(\d+)(?:\+([A-Za-z,]+))?")
 
 
 def scenario_id(game: Game) -> str:
-    """Returns ``sciworld-<split>-<task>-<variation>``, and ``+<simplifications>`` if there are any."""
+    """Returns ``sciworld-<split>-<task>-<variation>``, then ``+<simplifications>`` if any."""
     suffix = f"+{game.simplifications}" if game.simplifications else ""
     return f"sciworld-{game.split}-{game.task}-{game.variation}{suffix}"
 
@@ -55,8 +60,8 @@ def game_of_id(identity: str) -> Game:
     game = Game(match[2], int(match[3]), match[4] or "")
     if game.split != match[1]:
         raise ScenarioError(
-            f"unknown scenario {identity!r}: variation {game.variation} of {game.task!r} belongs to "
-            f"split {game.split!r}; expected {scenario_id(game)!r}"
+            f"unknown scenario {identity!r}: variation {game.variation} of {game.task!r} belongs "
+            f"to split {game.split!r}; expected {scenario_id(game)!r}"
         )
     return game
 
@@ -79,14 +84,14 @@ def game_of(scenario: Scenario) -> Game:
 def game_scenario(game: Game, *, compat: bool = False) -> Scenario:
     """Describes where a game starts, with all that it hides.
 
-    The plan in ``real["plan"]`` is the simulator's own solution, played to the end; it is empty in the
-    rare game where that does not win.
+    The plan in ``real["plan"]`` is the simulator's own solution, played to the end; it is empty in
+    the rare game where that does not win.
 
     Args:
         game: One of ScienceWorld's 7207, with or without simplifications.
         compat: Describe the rooms as Word2World's context builder does, for the published
-            checkpoints: through teleports of which some fail and describe the room before once more,
-            in a random order.
+            checkpoints: through teleports in a random order, of which some fail and describe the
+            room before once more.
 
     Raises:
         EngineError: The simulator cannot be started, or fails.
@@ -143,32 +148,20 @@ def game_stream(
     Raises:
         ScenarioError: There is no such split, task or simplification.
     """
-    if split not in SPLITS:
-        raise ScenarioError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
+    parts = {task: _split_of(task, split) for task in tasks}
     rng = np.random.default_rng([seed, SPLITS.index(split)])
-    left = {task: list(rng.permutation(list(split_variations(task)[split]))) for task in tasks}
+    left = {task: rng.permutation(list(part)).tolist() for task, part in parts.items()}
     return _turns(left, rng, simplifications)
 
 
 def _turns(
-    left: dict[str, list[Any]], rng: np.random.Generator, simplifications: str
+    left: dict[str, list[int]], rng: np.random.Generator, simplifications: str
 ) -> Iterator[Game]:
     while left:
         names = list(left)
         for i in rng.permutation(len(names)):
-            yield Game(names[i], int(left[names[i]].pop()), simplifications)
+            yield Game(names[i], left[names[i]].pop(), simplifications)
         left = {task: variations for task, variations in left.items() if variations}
-
-
-def split_size(split: str) -> int:
-    """Returns how many games a split has.
-
-    Raises:
-        ScenarioError: There is no such split.
-    """
-    if split not in SPLITS:
-        raise ScenarioError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
-    return sum(len(split_variations(task)[split]) for task in VARIATIONS)
 
 
 def write_games(
@@ -202,15 +195,153 @@ def write_games(
         EngineError: The simulator cannot be started, or fails.
         MissingDependency: scienceworld is not installed.
     """
-    size = split_size(split)
-    if n > size:
-        raise ScenarioError(f"split {split!r} of ScienceWorld has {size} games; expected n <= {size}")
     return write_made_scenarios(
         Path(out_dir) / split / SCENARIOS_FILE,
-        game_stream(split, seed),
+        itertools.chain(game_stream(split, seed), _no_more(split)),
         n,
-        make=_compat_scenario if compat else _solvable_scenario,
+        make=partial(_solvable_scenario, compat=compat),
         name=scenario_id,
         workers=workers,
         progress=progress,
     )
+
+
+def _solvable_scenario(game: Game, *, compat: bool) -> Scenario | None:
+    scenario = game_scenario(game, compat=compat)
+    if scenario.real["plan"]:
+        return scenario
+    _log.warning("left out: the simulator's solution of %s does not win", scenario.id)
+    return None
+
+
+def _no_more(split: str) -> Iterator[Game]:
+    size = sum(len(split_variations(task)[split]) for task in VARIATIONS)
+    raise ScenarioError(
+        f"there are no more games: split {split!r} of ScienceWorld has {size}; expected fewer"
+    )
+    yield  # a generator, so that it is raised when the games have run out
+
+
+def load_games(games: str | os.PathLike[str], split: str) -> list[Scenario]:
+    """Reads the scenarios of a split from a folder made by `write_games`.
+
+    Raises:
+        ScenarioError: There is no such folder or split.
+    """
+    return list(ScenarioStore(WORLD_KEY, str(games)).of_split(split))
+
+
+class ScenarioSource:
+    """Where the environment takes its games from: listed scenarios, or all of ScienceWorld.
+
+    Args:
+        games: A folder made by `write_games`, or a ``scenarios.jsonl``; None for all games.
+        tasks: Draw games of these tasks only; None for all.
+        simplifications: Of the games that are not listed.
+
+    Raises:
+        ScenarioError: There is nothing at ``games``, or there is no such task or simplification.
+    """
+
+    def __init__(
+        self, games: str | None, tasks: Sequence[str] | None, simplifications: str
+    ) -> None:
+        self._store = None if games is None else ScenarioStore(WORLD_KEY, games)
+        self._tasks = tuple(VARIATIONS if tasks is None else tasks)
+        self._simplifications = simplifications
+        if not self._tasks:
+            raise ScenarioError("tasks is empty; expected names of tasks, or None for all")
+        for task in self._tasks:
+            Game(task, 0, simplifications)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ScenarioSource:
+        return self
+
+    def draw(self, split: str, rng: np.random.Generator) -> Start:
+        """Returns a start of a split.
+
+        Of the listed ones, each is as likely as the other; else a task is drawn first, then one of
+        its variations.
+
+        Raises:
+            ScenarioError: There is no such split, or none of the tasks in it.
+        """
+        if self._store is not None:
+            pool = self._listed(self._store, split)
+            return Start.of(pool[int(rng.integers(len(pool)))])
+        task = self._tasks[int(rng.integers(len(self._tasks)))]
+        variations = _split_of(task, split)
+        variation = variations[int(rng.integers(len(variations)))]
+        return Start(Game(task, variation, self._simplifications))
+
+    def check(self, split: str) -> None:
+        """Checks that games can be drawn from a split.
+
+        Raises:
+            ScenarioError: See `draw`.
+        """
+        self.draw(split, np.random.default_rng(0))
+
+    def get(self, scenario: str | Mapping[str, Any] | Scenario) -> Start:
+        """Returns a start by id, or reads the dict that `Scenario.to_json` writes.
+
+        Raises:
+            ScenarioError: There is no such scenario, or it is one of another world.
+        """
+        if self._store is not None:
+            return Start.of(self._store.get(scenario))
+        if isinstance(scenario, str):
+            return Start(game_of_id(scenario))
+        return Start.of(_from_data(scenario))
+
+    def _listed(self, store: ScenarioStore, split: str) -> list[Scenario]:
+        pool = [s for s in store.of_split(split) if s.real.get("task") in self._tasks]
+        if not pool:
+            raise ScenarioError(
+                f"no scenario of split {split!r} in {store.source} has one of the tasks "
+                f"{', '.join(self._tasks)}"
+            )
+        return pool
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A game, and its scenario where that is known already.
+
+    Attributes:
+        game: What to load.
+        scenario: Given by the user or a file; None where it would have to be made, which takes
+            several times as long as loading.
+    """
+
+    game: Game
+    scenario: Scenario | None = None
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> Start:
+        """Returns the start of a scenario."""
+        return cls(game_of(scenario), scenario)
+
+    @property
+    def id(self) -> str:
+        """Of the scenario."""
+        return scenario_id(self.game) if self.scenario is None else self.scenario.id
+
+
+def _split_of(task: str, split: str) -> range:
+    if split not in SPLITS:
+        raise ScenarioError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
+    return split_variations(task)[split]
+
+
+def _from_data(data: Mapping[str, Any] | Scenario) -> Scenario:
+    try:
+        scenario = data if isinstance(data, Scenario) else Scenario.from_json(data)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ScenarioError(
+            "a scenario must be an id, a Scenario or a dict as Scenario.to_json makes; missing or "
+            f"wrong field: {error}"
+        ) from error
+    if scenario.world != WORLD_KEY:
+        raise ScenarioError(f"expected a scenario of {WORLD_KEY}, got one of {scenario.world}")
+    return scenario

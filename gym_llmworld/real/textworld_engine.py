@@ -8,6 +8,7 @@ the story from its tracked state, and a line break in a command crashes the Z-ma
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ NOT_A_VERB = "That's not a verb I recognise."
 
 WON, LOST = "*** The End ***", "*** You lost! ***"
 
-_NONSENSE = "zzzz"
 # Jericho cuts a command off at 198 bytes.
 _MAX_COMMAND = 190
 
@@ -87,11 +87,13 @@ def strip_observation(text: str) -> str:
 def reaches_story(command: str) -> bool:
     """Returns whether a command may be typed in.
 
-    Not so: commands to the interpreter, non-ASCII and control characters, nothing, and what is
-    longer than the interpreter reads.
+    Not so: commands to the interpreter, nothing, what is longer than it reads, non-ASCII and control
+    characters, and backslashes, with which it is configured.
     """
     text = command.strip().lower()
-    if not text or len(text) > _MAX_COMMAND or not (text.isascii() and text.isprintable()):
+    if not text or len(text) > _MAX_COMMAND or "\\" in text:
+        return False
+    if not (text.isascii() and text.isprintable()):
         return False
     sentences = _SEPARATOR.split(text)
     verbs = (words[0][:_WORD_LENGTH] for words in map(str.split, sentences) if words)
@@ -137,13 +139,19 @@ class Play:
         Raises:
             EngineError: The play is closed.
         """
-        typed = command.strip() if reaches_story(command) else _NONSENSE
         machine = self._running()
+        if not reaches_story(command):
+            self.turn = dataclasses.replace(self.turn, observation=self._refusal())
+            return self.turn
         with quiet():
-            state, _, _ = machine.step(typed)
-        self._commands = (*self._commands, typed)
+            state, _, _ = machine.step(command.strip())
+        self._commands = (*self._commands, command.strip())
         self._take(state)
         return self.turn
+
+    def _refusal(self) -> str:
+        prompt = _PROMPT.search(self.turn.observation) if self._raw else None
+        return f"\n{NOT_A_VERB}\n\n{prompt[0].lstrip()}" if prompt else NOT_A_VERB
 
     def policy(self) -> list[str]:
         """Returns the commands that TextWorld holds for the shortest way to win from here.

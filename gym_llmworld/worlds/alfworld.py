@@ -98,6 +98,7 @@ WORLD = World(
     contexts={"engine": engine_context, "word2world": word2world_context},
     agents=ALFWORLD_AGENTS,
     real_entry_point="gym_llmworld.real.alfworld_env:AlfworldEnv",
+    real_policies={"handcoded": "gym_llmworld.real.alfworld_expert:HandcodedPolicy"},
     games_module="gym_llmworld.real.alfworld_scenarios",
     extra="alfworld",
     max_tokens=256,

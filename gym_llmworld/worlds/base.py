@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gym_llmworld.agents import Agent
 from gym_llmworld.core import Scenario
@@ -25,6 +25,7 @@ class World:
         contexts: Prompt style -> the system message of a scenario.
         agents: Name -> factory of an agent that knows this world.
         real_entry_point: ``module:Class`` of the twin.
+        real_policies: Name -> ``module:Class`` of agents that need the engine itself.
         games_module: Module whose ``write_games`` makes the engine's games; ``load_games``
             reads them.
         extra: Extra of this package that installs the twin's engine.
@@ -43,6 +44,7 @@ class World:
     games_module: str
     extra: str
     splits: tuple[str, ...] = ("train", "valid_seen", "valid_unseen")
+    real_policies: Mapping[str, str] = field(default_factory=dict)
     max_episode_steps: int = 50
     max_observation_chars: int = 8192
     max_tokens: int = 512

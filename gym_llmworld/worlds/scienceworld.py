@@ -2,18 +2,17 @@
 
 Two prompt styles word the hidden state:
 
-* ``word2world``, the context of the published checkpoints (Word2World, appendix A.4), byte for byte.
-  What it says follows from how a scenario was built: see ``compat`` of
-  `gym_llmworld.real.scienceworld_scenarios.game_scenario`.
-* ``engine``, for the embedded models: what looking around will show in each room, word for word, what
-  closed containers hold, and the goals, without what a model of the world has no use for.
+* ``word2world``, byte for byte the context of the published checkpoints (Word2World, appendix A.4).
+  What it says of the rooms follows from how a scenario was built: see ``compat`` of
+  ``gym_llmworld.real.scienceworld_scenarios.game_scenario``.
+* ``engine``, for the embedded models: what looking around will show in each room, word for word,
+  what closed containers hold, and the goals; without what a model of the world has no use for.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from gym_llmworld.core import Scenario
 from gym_llmworld.worlds.base import World
@@ -35,27 +34,27 @@ def engine_text(text: str) -> str:
 
 
 def engine_context(scenario: Scenario) -> str:
-    """Words a scenario for the embedded models."""
-    hidden = scenario.hidden
-    parts = [text for room in hidden["rooms"] for text in _room_lines(room)]
-    parts.append(engine_text(hidden["inventory"]))
-    needed, optional = _goals(hidden["goal"])
-    parts.append("Goals:\n\t" + "\n\t".join(needed))
-    if optional:
-        parts.append("Also counts:\n\t" + "\n\t".join(optional))
-    return "\n".join([*parts, scenario.observation])
+    """Words a scenario for the embedded models.
+
+    The room where the agent is stands in the first observation, and only there. Optional goals are
+    left out: they count for the score, which no world model is asked for.
+    """
+    hidden, shown = scenario.hidden, scenario.observation
+    looks = [engine_text(room["look"]) for room in hidden["rooms"]]
+    opened = [engine_text(line) for room in hidden["rooms"] for line in room["opened"]]
+    goals = _GOAL.findall(hidden["goal"].partition(_OPTIONAL)[0])
+    parts = [
+        *(look for look in looks if look not in shown),
+        _block("Opened:", opened),
+        engine_text(hidden["inventory"]),
+        _block("Goals:", goals),
+        shown,
+    ]
+    return "\n".join(part for part in parts if part)
 
 
-def _room_lines(room: Mapping[str, Any]) -> Iterator[str]:
-    yield engine_text(room["look"])
-    if room["opened"]:
-        yield "Opened:\n\t" + "\n\t".join(engine_text(line) for line in room["opened"])
-
-
-def _goals(table: str) -> tuple[list[str], list[str]]:
-    """Returns what has to be done, in order, and what else the score counts."""
-    needed, _, optional = table.partition(_OPTIONAL)
-    return _GOAL.findall(needed), _GOAL.findall(optional)
+def _block(title: str, lines: Sequence[str]) -> str:
+    return "\n\t".join([title, *lines]) if lines else ""
 
 
 def word2world_context(scenario: Scenario) -> str:

@@ -1,4 +1,4 @@
-"""ScienceWorld players that read text only, so that they play the engine and an imagined world alike.
+"""ScienceWorld players that read text only: they play the engine and an imagined world alike.
 
 The engine knows a solution of each game; the expert follows it, and finds back to it when somebody
 else moved in between.
@@ -72,7 +72,9 @@ class ScienceworldExpert:
                 "agent follows; use another agent"
             )
         self._begin(plan)
-        self._trail = [room for line in scenario.observation.splitlines() if (room := room_in(line))]
+        self._trail = [
+            room for line in scenario.observation.splitlines() if (room := room_in(line))
+        ]
 
     def act(self, observation: str, info: Mapping[str, Any]) -> str:
         """Returns the plan's next command, or one that leads back to it."""

@@ -198,7 +198,7 @@ def test_recall_initialisation_looks_up_before_any_training() -> None:
     sizes = {"layers": 2, "width": 256, "heads": 4, "hidden": 64, "context": 512}
     ranks = {}
     for recall in (True, False):
-        model = small_llama(400, **sizes, pad_id=0, eos_id=1, seed=0, recall=recall)
+        model = small_llama(["?"] * 400, **sizes, pad_id=0, eos_id=1, seed=0, recall=recall)
         with torch.no_grad():
             logits = model(ids).logits[0, 291]
         ranks[recall] = int((logits > logits[ids[0, 102]]).sum())
@@ -206,10 +206,33 @@ def test_recall_initialisation_looks_up_before_any_training() -> None:
     assert ranks[False] > 5
 
 
+def test_tokens_that_share_words_start_alike() -> None:
+    texts = [" mug 1", " mug 2", " mug", " egg 1", " is open. In it, you see nothing.", ""]
+    texts.append(" is closed. In it, you see nothing.")
+    model = small_llama(
+        texts, layers=2, width=1024, heads=4, hidden=8, context=9, pad_id=0, eos_id=1, seed=0
+    )
+    own = torch.nn.functional.normalize(model.get_input_embeddings().weight[:, 1:], dim=1)
+    alike = own @ own.T
+    assert alike[0, 1] > 0.15
+    assert alike[0, 2] > 0.2
+    assert alike[4, 6] > 0.25
+    assert alike[1, 3].abs() < 0.1
+    assert alike[0, 5].abs() < 0.1
+
+
 def test_recall_initialisation_refuses_what_it_does_not_fit() -> None:
     with pytest.raises(ValueError, match="at least 2 layers"):
         small_llama(
-            99, layers=1, width=128, heads=4, hidden=8, context=9, pad_id=0, eos_id=1, seed=0
+            ["?"] * 99,
+            layers=1,
+            width=128,
+            heads=4,
+            hidden=8,
+            context=9,
+            pad_id=0,
+            eos_id=1,
+            seed=0,
         )
 
 
@@ -243,10 +266,8 @@ def test_exact_match_equals_greedy_generation(
 
 def test_turns_beyond_the_context_count_as_wrong(tokenizer: Any, chats: tuple[Chat, ...]) -> None:
     tokenized = [tokenize(tokenizer, chat) for chat in chats[:4]]
-    model = small_llama(
-        len(tokenizer), layers=2, width=128, heads=4, hidden=64, context=12, pad_id=0, eos_id=4,
-        seed=0,
-    )  # fmt: skip
+    sizes = {"layers": 2, "width": 128, "heads": 4, "hidden": 64, "context": 12}
+    model = small_llama(["?"] * len(tokenizer), **sizes, pad_id=0, eos_id=4, seed=0)
     match = turn_match(model, tokenized)
     assert match.all.n == sum(len(chat.spans) for chat in tokenized)
     assert match.all.hits == 0
