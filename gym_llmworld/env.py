@@ -80,6 +80,7 @@ class WorldModelEnv(gym.Env[str, str]):
         self.observation_space = FreeText(self.imagination.world.max_observation_chars)
         self.action_space = FreeText(MAX_ACTION_LENGTH)
         self._session: Session | None = None
+        self._closed = False
 
     @property
     def session(self) -> Session:
@@ -177,7 +178,9 @@ class WorldModelEnv(gym.Env[str, str]):
 
     def close(self) -> None:
         """Drops this environment's hold on the engine; others keep theirs."""
-        self.imagination.backend.close()
+        if not self._closed:
+            self._closed = True
+            self.imagination.backend.close()
 
     def _playable(self) -> Session:
         session = self.session

@@ -77,6 +77,7 @@ class WorldModelVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], npt.NDArra
         render_mode: str | None = None,
         **imagination: Any,
     ) -> None:
+        self.closed = True  # until there is something to close: Gymnasium closes on deletion, too
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self.num_envs = num_envs
@@ -90,6 +91,7 @@ class WorldModelVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], npt.NDArra
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._lanes = [_Lane(*seeding.np_random()) for _ in range(num_envs)]
+        self.closed = False
 
     @property
     def stats(self) -> Stats:

@@ -231,6 +231,15 @@ def test_deep_copied_kwargs_share_one_engine() -> None:
     assert len(backends) == 1
 
 
+def test_closing_a_fork_leaves_the_engine_to_the_original() -> None:
+    env = world_of(make())
+    env.reset(seed=0)
+    twin = env.fork()
+    twin.close()
+    twin.close()
+    assert env.step("a")[0].startswith("Turn 1")
+
+
 def test_module_spelling_and_exported_names() -> None:
     gym.make("gym_llmworld:LLMWorld-ALFWorld-v0", model=MODEL)
     assert sorted(gym_llmworld.__all__) == gym_llmworld.__all__

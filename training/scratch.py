@@ -28,6 +28,8 @@ _POSITION_FREQUENCIES = 4
 _POSITION_SHARPNESS = 8.5
 _MATCH_GAIN = 1.8
 _COPY_GAIN = 2.0
+_RECENCY_FREQUENCIES = (4, 13)
+_RECENCY_SHARPNESS = 0.6
 _SHARED = 0.5
 _WORD = re.compile(r"[a-z]+|[0-9]+")
 
@@ -106,7 +108,8 @@ def recall_init(model: LlamaForCausalLM, texts: Sequence[str]) -> None:
     * match ``own`` (query) with ``previous`` (key): what followed this token before.
     * the same for two tokens: what followed ``The | cabinet 3``, not ``open | cabinet 3``.
 
-    Remaining heads, layers and all feed-forward blocks start small and random.
+    From layer 1 on, one head of each layer starts with a preference for what is near. The others
+    and all feed-forward blocks start small and random.
 
     Args:
         model: Freshly built; uses torch's global random generator.
@@ -151,23 +154,35 @@ def recall_init(model: LlamaForCausalLM, texts: Sequence[str]) -> None:
 
     rms = math.sqrt((power + 2 * size * _EMBEDDING_SCALE**2) / width)
     match = model.model.layers[1].self_attn
-    for head in range(4):
+    for head in (0, 2, 3):
         compare = _orthonormal(size // 2, size) * (_MATCH_GAIN * rms / _EMBEDDING_SCALE)
-        if head < 2:
+        other = compare[torch.randperm(len(compare))]
+        here = (own, compare @ project)
+        if head == 0:
             _match(match, head, size, [(previous, compare)], [(before, compare)])
         elif head == 2:
-            _match(match, head, size, [(own, compare @ project)], [(previous, compare)])
+            _match(match, head, size, [here], [(previous, compare)])
         else:
-            other = compare[torch.randperm(len(compare))]
-            _match(
-                match,
-                head,
-                size,
-                [(own, compare @ project), (previous, other)],
-                [(previous, compare), (before, other)],
-            )
+            pair = [(previous, compare), (before, other)]
+            _match(match, head, size, [here, (previous, other)], pair)
         copy = _orthonormal(size, len(own))
         _move(match, head, size, own, copy, own, copy.T * (_COPY_GAIN * rms))
+    for layer in model.model.layers[1:]:
+        # What the copying heads add in layer 1 about doubles the residual stream.
+        later = constant / rms if layer is model.model.layers[1] else 0.6 * constant / rms
+        _prefer_recent(layer.self_attn, 1, size, later)
+
+
+def _prefer_recent(attention: Any, head: int, size: int, constant: float) -> None:
+    """Gives a head a taste for what is near.
+
+    Constant query and key, at geometrically spaced frequencies: the score falls with the logarithm
+    of the distance. On top of it a head can learn to find the *latest* arrival, the *latest* take.
+    """
+    slots = head * size + torch.arange(*_RECENCY_FREQUENCIES)
+    strength = math.sqrt(_RECENCY_SHARPNESS * math.sqrt(size)) / constant
+    attention.q_proj.weight[slots, 0] = strength
+    attention.k_proj.weight[slots, 0] = strength
 
 
 def _token_vectors(texts: Sequence[str], size: int) -> Tensor:

@@ -52,7 +52,7 @@ class ChatEncoder:
         turn_end: The token that ends an assistant message, None if the template writes none.
 
     Raises:
-        CheckpointError: The tokenizer has no chat template.
+        CheckpointError: The tokenizer has no chat template, or one that takes no plain text.
     """
 
     def __init__(self, tokenizer: Any, model: str) -> None:
@@ -271,7 +271,10 @@ class ChatEncoder:
         return after[0] if after and after[0] in self._controls else None
 
     def _render_probe(self) -> str:
-        return self._render(_PROBE if self._accepts(_PROBE) else _PROBE[1:])
+        try:
+            return self._render(_PROBE if self._accepts(_PROBE) else _PROBE[1:])
+        except BackendError as error:
+            raise CheckpointError(f"{error}; expected a template for plain text chats") from error
 
     def _accepts(self, chat: Sequence[Message]) -> bool:
         try:

@@ -241,6 +241,7 @@ class Play:
         self._pid = os.getpid()
         self._server: Any = None
         self._statics: Statics | None = None
+        self.turn: Turn
         with self._turn_to_play() as server:
             self.task: str = server.getTaskDescription()
 

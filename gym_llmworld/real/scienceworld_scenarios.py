@@ -25,7 +25,6 @@ from gym_llmworld.real.scienceworld_engine import (
     Play,
     RoomView,
     published_views,
-    replay,
     split_variations,
     survey,
 )
@@ -84,8 +83,8 @@ def game_of(scenario: Scenario) -> Game:
 def game_scenario(game: Game, *, compat: bool = False) -> Scenario:
     """Describes where a game starts, with all that it hides.
 
-    The plan in ``real["plan"]`` is the simulator's own solution, played to the end; it is empty in
-    the rare game where that does not win.
+    The plan in ``real["plan"]`` is the simulator's own solution, proven by playing it; it is empty
+    in the rare game where that does not win.
 
     Args:
         game: One of ScienceWorld's 7207, with or without simplifications.
@@ -98,9 +97,6 @@ def game_scenario(game: Game, *, compat: bool = False) -> Scenario:
         MissingDependency: scienceworld is not installed.
     """
     seen = survey(game)
-    play = Play(game)
-    plan = seen.plan if replay(play, seen.plan).won else ()
-    play.close()
     actions, rooms = seen.actions, seen.rooms
     if compat:
         rng = np.random.default_rng([zlib.crc32(game.task.encode()), game.variation])
@@ -121,9 +117,17 @@ def game_scenario(game: Game, *, compat: bool = False) -> Scenario:
             "task": game.task,
             "variation": game.variation,
             "simplifications": game.simplifications,
-            "plan": list(plan),
+            "plan": _proven(game, seen.plan),
         },
     )
+
+
+def _proven(game: Game, plan: Sequence[str]) -> list[str]:
+    """Plays a plan; returns it up to the command that wins."""
+    play = Play(game)
+    length = next((i for i, command in enumerate(plan, 1) if play.step(command).over), 0)
+    play.close()
+    return list(plan[:length]) if play.turn.won else []
 
 
 def _room(view: RoomView) -> dict[str, Any]:
@@ -215,11 +219,11 @@ def _solvable_scenario(game: Game, *, compat: bool) -> Scenario | None:
 
 
 def _no_more(split: str) -> Iterator[Game]:
+    yield from ()
     size = sum(len(split_variations(task)[split]) for task in VARIATIONS)
     raise ScenarioError(
         f"there are no more games: split {split!r} of ScienceWorld has {size}; expected fewer"
     )
-    yield  # a generator, so that it is raised when the games have run out
 
 
 def load_games(games: str | os.PathLike[str], split: str) -> list[Scenario]:

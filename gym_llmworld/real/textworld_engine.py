@@ -40,7 +40,8 @@ _INTERPRETER_VERBS = frozenset(
         *("tw-trace-actions",),
     )
 )
-_SEPARATOR = re.compile(r'[.,;"]|\bthen\b|\band\b')
+# Of several commands in one line only the first would be shown and tracked.
+_SEVERAL = re.compile(r'[.,;"]|\bthen\b')
 
 _BANNER = re.compile(r"\A\s*_{8}.*?\\\$+ *\n\s*\n", re.DOTALL)
 _PROMPT = re.compile(r"\n*>[^\S\n]*(?:-= [^\n]* =-\s*-?\d+/\d+)?\s*\Z")
@@ -87,17 +88,15 @@ def strip_observation(text: str) -> str:
 def reaches_story(command: str) -> bool:
     """Returns whether a command may be typed in.
 
-    Not so: commands to the interpreter, nothing, what is longer than it reads, non-ASCII and control
-    characters, and backslashes, with which it is configured.
+    Not so: commands to the interpreter, several commands at once, nothing, what is longer than the
+    interpreter reads, non-ASCII and control characters, and backslashes, which configure it.
     """
     text = command.strip().lower()
-    if not text or len(text) > _MAX_COMMAND or "\\" in text:
+    if not text or len(text) > _MAX_COMMAND or "\\" in text or _SEVERAL.search(text):
         return False
     if not (text.isascii() and text.isprintable()):
         return False
-    sentences = _SEPARATOR.split(text)
-    verbs = (words[0][:_WORD_LENGTH] for words in map(str.split, sentences) if words)
-    return not _INTERPRETER_VERBS.intersection(verbs)
+    return text.split()[0][:_WORD_LENGTH] not in _INTERPRETER_VERBS
 
 
 class Play:
