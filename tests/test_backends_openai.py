@@ -323,7 +323,7 @@ def test_a_refusal_that_quotes_the_request_keeps_logprobs(server: Server, connec
         (completion(None, finish="tool_calls"), "'tool_calls'"),
         (completion("x", finish="content_filter"), "'content_filter'"),
         (completion("x", finish=None), "None"),
-        (completion("x", finish=["stop"]), "instead of ['stop']"),
+        (completion("x", finish=["stop"]), "instead of \"['stop']\""),
     ],
 )
 def test_nonsense_is_an_error_in_its_place(
@@ -384,9 +384,9 @@ def test_concurrency_is_bounded_over_all_threads_and_connections_are_kept(
     assert backend.stats.requests == 24
 
 
-def test_a_thousand_chats_are_queued(server: Server, connect: Connect) -> None:
-    results = connect(concurrency=8).generate([chat(str(i)) for i in range(1000)], [GREEDY] * 1000)
-    assert results == [Completion(f"<{i}>", "stop") for i in range(1000)]
+def test_many_chats_are_queued(server: Server, connect: Connect) -> None:
+    results = connect(concurrency=8).generate([chat(str(i)) for i in range(400)], [GREEDY] * 400)
+    assert results == [Completion(f"<{i}>", "stop") for i in range(400)]
     assert server.peak <= 8
 
 
@@ -420,13 +420,14 @@ def test_bad_batches_are_refused(connect: Connect) -> None:
         Reply(b"<html>", 502),
         Reply(None, 503),
         Reply(None, 408),
-        Reply(completion("late"), delay=0.5),
+        Reply(completion("late"), delay=1.0),
         Reply(drop=True),
     ],
 )
 def test_passing_trouble_passes(server: Server, connect: Connect, trouble: Reply) -> None:
     server.script(trouble, trouble, Reply(completion("fine")))
-    assert ask(connect(timeout=0.2)) == Completion("fine", "stop")
+    backend = connect(timeout=0.4 if trouble.delay else 60.0)
+    assert ask(backend) == Completion("fine", "stop")
     assert len(server.chats) == 3
 
 
@@ -436,7 +437,7 @@ def test_retry_after_is_honoured(server: Server, connect: Connect) -> None:
     )
     started = time.monotonic()
     assert ask(connect()) == Completion("fine", "stop")
-    assert 0.3 <= time.monotonic() - started < 2
+    assert 0.3 <= time.monotonic() - started < 10
 
 
 def test_a_server_that_asks_for_an_hour_is_not_waited_for(server: Server, connect: Connect) -> None:
@@ -472,10 +473,10 @@ def test_refusals_are_not_retried(server: Server, connect: Connect, status: int)
 
 
 def test_a_hanging_server_times_out(server: Server, connect: Connect) -> None:
-    server.script(Reply(completion(), delay=1.0))
+    server.script(Reply(completion(), delay=20.0))
     started = time.monotonic()
     message = failure(connect(timeout=0.1, retries=1))
-    assert time.monotonic() - started < 0.9
+    assert time.monotonic() - started < 10
     assert "timeout=0.1" in message
     assert "tried 2 times" in message
 
@@ -524,7 +525,7 @@ def test_a_server_that_dies_fails_the_batch_once(
 ) -> None:
     backend = connect(concurrency=4)
     server.script(trouble)
-    with pytest.raises(BackendError, match="no server answers at .*tried 5 times"):
+    with pytest.raises(BackendError, match=r"no server answers at .*tried 5 times"):
         backend.generate([chat(str(i)) for i in range(200)], [GREEDY] * 200)
     assert len(server.chats) <= 4 * 5
     server.answer = echo
@@ -625,7 +626,7 @@ def test_a_context_of_ones_own_is_kept(server: Server, connect: Connect) -> None
     overflow = ask(connect(max_context=60))
     assert isinstance(overflow, ContextOverflow)
     assert "takes 60 tokens" in str(overflow)
-    with pytest.raises(ValueError, match="max_context=101, .* at most 100"):
+    with pytest.raises(ValueError, match=r"max_context=101, .* at most 100"):
         connect(max_context=101)
 
 
@@ -744,7 +745,7 @@ def test_secrets_in_the_url_are_refused_and_not_quoted(url: str) -> None:
     "url", ["", "h/v1", "ftp://h/v1", "http://", "http://h:0/v1", "http://h:99999", "http://[::1"]
 )
 def test_bad_urls_are_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="URL|[Pp]ort"):
+    with pytest.raises(ValueError, match=r"URL|[Pp]ort"):
         OpenAIBackend(url)
 
 
@@ -792,7 +793,7 @@ def test_failed_construction_leaves_no_thread(server: Server) -> None:
 
 
 def test_close_frees_who_waits(server: Server, connect: Connect) -> None:
-    server.script(Reply(completion(), delay=3.0))
+    server.script(Reply(completion(), delay=20.0))
     backend = connect(concurrency=1)
     errors: list[BackendError] = []
 
@@ -809,7 +810,7 @@ def test_close_frees_who_waits(server: Server, connect: Connect) -> None:
     started = time.monotonic()
     backend.close()
     thread.join()
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10
     assert "closed while it waited" in str(errors[0])
     assert len(server.chats) == 1
 

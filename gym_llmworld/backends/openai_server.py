@@ -357,7 +357,8 @@ class OpenAIBackend:
             case _:
                 self._reject("a chat completion with choices[0].finish_reason", content)
         if reason not in ("stop", "length"):
-            self._reject(f"finish_reason 'stop' or 'length' instead of {reason!r:.50}", content)
+            came = self._clean(str(reason))[:50]
+            self._reject(f"finish_reason 'stop' or 'length' instead of {came!r}", content)
         match choice:
             case {"message": {"content": str(text)}} if _is_unicode(text):
                 pass
@@ -382,7 +383,7 @@ class OpenAIBackend:
         self._stats = replace(stats, **{key: getattr(stats, key) + n for key, n in more.items()})
 
     def _excerpt(self, content: bytes) -> str:
-        text = self._clean(content[: 8 * _EXCERPT].decode("utf-8", "replace"))
+        text = self._clean(content.decode("utf-8", "replace"))
         return repr(text[:_EXCERPT]) if text else "without a body"
 
     def _clean(self, text: str) -> str:

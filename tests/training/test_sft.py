@@ -266,7 +266,7 @@ def test_exact_match_equals_greedy_generation(
 
 def test_turns_beyond_the_context_count_as_wrong(tokenizer: Any, chats: tuple[Chat, ...]) -> None:
     tokenized = [tokenize(tokenizer, chat) for chat in chats[:4]]
-    sizes = {"layers": 2, "width": 128, "heads": 4, "hidden": 64, "context": 12}
+    sizes: dict[str, Any] = {"layers": 2, "width": 128, "heads": 4, "hidden": 64, "context": 12}
     model = small_llama(["?"] * len(tokenizer), **sizes, pad_id=0, eos_id=4, seed=0)
     match = turn_match(model, tokenized)
     assert match.all.n == sum(len(chat.spans) for chat in tokenized)

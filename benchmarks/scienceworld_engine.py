@@ -1,0 +1,145 @@
+"""ScienceWorld's engine: this package's twin against the package's own step, same games and commands.
+
+    python benchmarks/scienceworld_engine.py --games 10 --loads 300 --json out.json
+
+Plays the engine's own solutions in both and compares what they say, up to the order of lists that
+the stock engine leaves open. Times are CPU seconds of this process and of the JVM together, which
+other work on the machine does not change much. Linux only: it reads ``/proc``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gym_llmworld.real.scienceworld_engine import VARIATIONS, Game, survey
+from gym_llmworld.real.scienceworld_env import ScienceWorldEnv
+from gym_llmworld.real.scienceworld_jvm import current_jvm
+from gym_llmworld.real.scienceworld_scenarios import game_scenario, scenario_id
+from gym_llmworld.worlds.scienceworld import canonical
+
+# What the engine itself answers differently from run to run is no measure of agreement.
+_RANDOM_TASKS = ("grow-", "mendelian-", "use-thermometer")
+
+
+def jvm_seconds(process_id: int) -> float:
+    """Returns the CPU seconds that a process has used."""
+    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_mib(process_id: int) -> float:
+    """Returns the resident memory of a process."""
+    status = Path(f"/proc/{process_id}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+class Clock:
+    """Adds up the CPU seconds of this process and of a JVM.
+
+    Args:
+        process_id: Of the JVM.
+    """
+
+    def __init__(self, process_id: int) -> None:
+        self._process_id = process_id
+        self.seconds = 0.0
+        self.calls = 0
+
+    def time(self, function: Callable[..., Any], *arguments: Any, calls: int = 1) -> Any:
+        """Calls a function and adds what it took, as so many calls."""
+        started = time.process_time() + jvm_seconds(self._process_id)
+        result = function(*arguments)
+        self.seconds += time.process_time() + jvm_seconds(self._process_id) - started
+        self.calls += calls
+        return result
+
+    @property
+    def per_call(self) -> float:
+        """CPU seconds of a call."""
+        return self.seconds / self.calls
+
+
+def walk(step: Callable[[str], Any], commands: Sequence[str]) -> list[Any]:
+    """Returns what each command led to."""
+    return [step(command) for command in commands]
+
+
+def main() -> None:
+    """Runs the comparison and prints it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--games", type=int, default=10, help="one per task, in alphabetical order")
+    parser.add_argument("--steps", type=int, default=40, help="at most, per game")
+    parser.add_argument("--loads", type=int, default=0, help="then load so many games, for memory")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    options = parser.parse_args()
+    from scienceworld import ScienceWorldEnv as Package
+
+    tasks = [task for task in VARIATIONS if not task.startswith(_RANDOM_TASKS)]
+    games = [Game(task, 1) for task in tasks[: options.games]]
+    plans = [survey(game).plan[: options.steps] for game in games]
+    env, package = ScienceWorldEnv(), Package()
+    ours = current_jvm().process_id
+    theirs = package._gateway.java_process.pid
+    clocks = {name: Clock(ours) for name in ("step", "reset", "list commands")}
+    stock = {name: Clock(theirs) for name in ("step", "reset")}
+    agreed = turns = 0
+    # The first pass warms the compilers of both JVMs up and is not counted.
+    for counted in (False, True):
+        if not counted:
+            spare, spare_stock = {n: Clock(ours) for n in clocks}, {n: Clock(theirs) for n in stock}
+        a, b = (clocks, stock) if counted else (spare, spare_stock)
+        for game, plan in zip(games, plans, strict=True):
+            start = {"scenario": scenario_id(game)}
+            a["reset"].time(lambda start=start: env.reset(options=start))
+            a["list commands"].time(env.play.admissible)
+            said = a["step"].time(walk, env.step, plan, calls=len(plan))
+            package.load(game.task, game.variation)
+            b["reset"].time(package.reset)
+            expected = b["step"].time(walk, package.step, plan, calls=len(plan))
+            if counted:
+                turns += len(plan)
+                agreed += sum(
+                    canonical(x[0]) == canonical(y[0]) for x, y in zip(said, expected, strict=True)
+                )
+    described = Clock(ours)
+    for game in games[:3]:
+        described.time(game_scenario, game)
+    package.close()
+    memory = [resident_mib(ours)]
+    for i in range(options.loads):
+        task = list(VARIATIONS)[i % len(VARIATIONS)]
+        env.reset(options={"scenario": scenario_id(Game(task, i % VARIATIONS[task]))})
+        env.step("look around")
+        memory.append(resident_mib(ours))
+    env.close()
+    figures = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "games": len(games),
+        "steps": clocks["step"].calls,
+        "stock_steps_per_cpu_s": round(1 / stock["step"].per_call, 1),
+        "steps_per_cpu_s": round(1 / clocks["step"].per_call, 1),
+        "ratio": round(stock["step"].per_call / clocks["step"].per_call, 1),
+        "stock_reset_cpu_s": round(stock["reset"].per_call, 3),
+        "reset_cpu_s": round(clocks["reset"].per_call, 3),
+        "list_commands_cpu_s": round(clocks["list commands"].per_call, 3),
+        "describe_and_prove_cpu_s": round(described.per_call, 3),
+        "observations_agree": f"{agreed}/{turns}",
+        "loads": options.loads,
+        "largest_rss_mib": round(max(memory)),
+    }
+    for name, value in figures.items():
+        print(f"{name:28} {value}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
