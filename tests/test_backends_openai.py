@@ -656,6 +656,7 @@ def test_several_models_need_a_choice(server: Server, connect: Connect) -> None:
         (Reply(b"<html>"), "expected a list of models"),
         (Reply({"object": "list"}), "expected a list of models"),
         (Reply(None, 404), "expected a URL that ends with the version"),
+        (Reply(None, 500), "did not answer a request: status 500"),
     ],
 )
 def test_a_server_without_a_list_needs_a_name(
@@ -862,6 +863,7 @@ def real_server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"transformers serve needs {package}: pip install 'transformers[serving]'")
     folder = save_checkpoint(tmp_path / "model")
+    (tmp_path / "hub").mkdir()
     stop = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
     ends = [token["id"] for token in stop if token["content"] == "<|im_end|>"]
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
@@ -871,7 +873,7 @@ def real_server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", start, *serve],
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")},
             stdout=log,
             stderr=subprocess.STDOUT,
         )

@@ -198,7 +198,12 @@ class OpenAIBackend:
             raise ValueError(f"{self.url!r} is not a URL: {error}") from error
 
     async def _find_model(self, line: _Line, wanted: str | None) -> _Card:
-        response = await self._exchange(line, "GET", "models")
+        try:
+            response = await self._exchange(line, "GET", "models")
+        except BackendError as error:
+            if wanted is None or isinstance(error, _Unreachable):
+                raise
+            return _Card(wanted)
         if response.status_code in (401, 403) or (wanted is None and not response.is_success):
             self._refuse(response)
         cards = _cards(response.content) if response.is_success else []
