@@ -25,7 +25,6 @@ from gym_llmworld.backends.base import Engine
 from gym_llmworld.backends.openai_server import OpenAIBackend
 from gym_llmworld.core import Completion, Message, Sampling
 from gym_llmworld.errors import BackendError, ContextOverflow, MissingDependency
-from tests.tiny_models import save_checkpoint
 
 pytest.importorskip("httpx")
 
@@ -385,8 +384,8 @@ def test_concurrency_is_bounded_over_all_threads_and_connections_are_kept(
 
 
 def test_many_chats_are_queued(server: Server, connect: Connect) -> None:
-    results = connect(concurrency=8).generate([chat(str(i)) for i in range(400)], [GREEDY] * 400)
-    assert results == [Completion(f"<{i}>", "stop") for i in range(400)]
+    results = connect(concurrency=8).generate([chat(str(i)) for i in range(200)], [GREEDY] * 200)
+    assert results == [Completion(f"<{i}>", "stop") for i in range(200)]
     assert server.peak <= 8
 
 
@@ -512,6 +511,7 @@ def test_no_server_is_one_clear_error() -> None:
     url = f"http://127.0.0.1:{unused_port()}/v1"
     with pytest.raises(BackendError) as caught:
         OpenAIBackend(url)
+    assert type(caught.value) is BackendError
     message = str(caught.value)
     assert url in message
     assert "Connect call failed" in message
@@ -862,6 +862,8 @@ def real_server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     for package in ("fastapi", "uvicorn", "openai", "pydantic"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"transformers serve needs {package}: pip install 'transformers[serving]'")
+    from tests.tiny_models import save_checkpoint
+
     folder = save_checkpoint(tmp_path / "model")
     (tmp_path / "hub").mkdir()
     stop = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]

@@ -67,11 +67,11 @@ def test_unknown_scripts(spec: str) -> None:
 @pytest.mark.parametrize(
     ("model", "backend", "message"),
     [
-        ("http://127.0.0.1:8000/v1", "auto", "expected a checkpoint folder"),
+        ("ftp://127.0.0.1/v1", "auto", "expected a checkpoint folder"),
         ("", "auto", "expected a checkpoint folder"),
-        (MODEL, "vllm", "backend must be one of auto, hf, scripted"),
-        (MODEL, "hf", "cannot be served by backend='hf'"),
-        ("some/model", "scripted", "cannot be served by backend='scripted'"),
+        (MODEL, "vllm", "backend must be one of auto, hf, openai, scripted"),
+        (MODEL, "hf", "backend='hf' cannot serve this model"),
+        ("some/model", "scripted", "backend='scripted' cannot serve this model"),
     ],
 )
 def test_forms_that_nobody_serves(model: str, backend: str, message: str) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import textwrap
@@ -17,7 +18,6 @@ pytest.importorskip("scienceworld", reason="pip install 'gym-llmworld[sciencewor
 from gym_llmworld.errors import EngineError, ScenarioError
 from gym_llmworld.real import scienceworld_jvm
 from gym_llmworld.real.scienceworld_engine import (
-    UNKNOWN_ACTION,
     VARIATIONS,
     Game,
     Play,
@@ -28,7 +28,7 @@ from gym_llmworld.real.scienceworld_engine import (
     survey,
 )
 from gym_llmworld.real.scienceworld_jvm import close_jvm, current_jvm, find_java, java_options
-from gym_llmworld.worlds.scienceworld import canonical
+from gym_llmworld.worlds.scienceworld import WORLD, canonical
 
 BOIL = Game("boil", 3)
 # Bees wander and plants grow: what happens depends on the simulator's random generator.
@@ -150,7 +150,7 @@ def test_a_task_cannot_be_reset_unless_that_answers_a_question() -> None:
     play = Play(BOIL)
     scored = play.step("open door to kitchen")
     assert scored.score == 3
-    assert play.step("reset the task") == Turn(UNKNOWN_ACTION, 3, completed=False)
+    assert play.step("reset the task") == Turn(WORLD.rejection, 3, completed=False)
     assert play.step("open door").observation.startswith("Ambiguous request:")
     assert play.step("reset task").observation.startswith("Unknown action")
     assert play.step("inventory").observation == "In your inventory, you see:\n\tan orange"
@@ -161,7 +161,7 @@ def test_the_answer_to_a_question_is_a_number() -> None:
     question = play.step("look at door").observation
     assert "\n1:\tlook at door between greenhouse and outside\n" in question
     assert play.step("1").observation == "A door to the greenhouse (that is closed)"
-    assert play.step("1").observation == UNKNOWN_ACTION
+    assert play.step("1").observation == WORLD.rejection
 
 
 def test_a_wrong_focus_fails_the_task() -> None:
@@ -307,13 +307,14 @@ def test_plays_show_what_the_package_shows() -> None:
         assert [turn.score, turn.completed] == rest
 
 
-def run(program: str, games: list[list[Any]]) -> list[Any]:
+def run(program: str, games: list[list[Any]], **environment: str) -> list[Any]:
     answer = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
         input=json.dumps(games),
         capture_output=True,
         text=True,
         check=True,
+        env={**os.environ, **environment},
     )
     told: list[Any] = json.loads(answer.stdout)
     return told
@@ -343,6 +344,16 @@ def test_all_solutions_win_and_replay_identically_in_a_fresh_process() -> None:
         told.append([[turn.observation, turn.score, turn.completed] for turn in turns])
     # Not only up to the order of lists: with one hash for all objects nothing is left open.
     assert run(REPLAY, games) == told
+
+
+@pytest.mark.slow
+def test_without_a_system_java_it_runs_the_same(tmp_path: Path) -> None:
+    commands = list(TRANSCRIPT)
+    turns = walk(Game("find-living-thing", 3), commands)
+    [told] = run(
+        REPLAY, [["find-living-thing", 3, commands]], PATH=str(tmp_path), JAVA_HOME=str(tmp_path)
+    )
+    assert told == [[turn.observation, turn.score, turn.completed] for turn in turns]
 
 
 @pytest.mark.slow

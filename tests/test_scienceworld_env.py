@@ -24,6 +24,7 @@ from gym_llmworld.real.scienceworld_scenarios import (
     game_scenario,
     game_stream,
     load_games,
+    published_game,
     scenario_id,
     write_games,
 )
@@ -227,6 +228,14 @@ def test_a_stream_of_games_takes_the_tasks_in_turn_and_each_game_once() -> None:
 def test_ids_and_games_are_inverse() -> None:
     for game in (Game("boil", 3), Game("identify-life-stages-1", 2, "openDoors,teleportAction")):
         assert game_of_id(scenario_id(game)) == game
+
+
+def test_published_items_are_counted_as_their_authors_do() -> None:
+    assert published_game(0) == Game("boil", 0)
+    assert published_game(30) == Game("melt", 0)
+    assert published_game(4638) == Game("identify-life-stages-2", 9)
+    with pytest.raises(ScenarioError, match="expected 0 to 4638"):
+        published_game(4639)
 
 
 def test_a_collected_episode_is_solved(env: ScienceWorldEnv, scenario: Scenario) -> None:

@@ -29,9 +29,13 @@ __all__ = [
     "load_backend",
 ]
 
-BACKENDS = ("auto", "hf", "scripted")
+BACKENDS = ("auto", "hf", "openai", "scripted")
 _SCRIPTED = "scripted:"
-_FORMS = "a checkpoint folder, a Hugging Face hub id ('owner/name') or 'scripted:module:function'"
+_URL = ("http://", "https://")
+_FORMS = (
+    "a checkpoint folder, a Hugging Face hub id ('owner/name'), the URL of an OpenAI-compatible "
+    "server ('http://host:8000/v1') or 'scripted:module:function'"
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class BackendConfig:
 
     Attributes:
         model: A folder is absolute.
-        backend: ``"hf"`` or ``"scripted"``, never ``"auto"``.
+        backend: ``"hf"``, ``"openai"`` or ``"scripted"``, never ``"auto"``.
         options: Keyword arguments of the backend, sorted by name.
     """
 
@@ -57,15 +61,13 @@ class BackendConfig:
         """
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-        if not model or "://" in model:
-            raise ValueError(f"model={model!r}: expected {_FORMS}")
-        scripted = model.startswith(_SCRIPTED)
-        if backend != "auto" and scripted != (backend == "scripted"):
-            raise ValueError(f"model={model!r} cannot be served by backend={backend!r}")
+        kind = _kind(model)
+        if backend not in ("auto", kind):
+            # Without the model: a URL may carry a password.
+            raise ValueError(f"backend={backend!r} cannot serve this model; {kind!r} can")
         folder = Path(model).expanduser()
-        if not scripted and folder.is_dir():
+        if kind == "hf" and folder.is_dir():
             model = str(folder.resolve())
-        kind = "scripted" if scripted else "hf"
         return cls(model, kind, tuple(sorted(options.items())))
 
 
@@ -148,10 +150,13 @@ def load_backend(model: str, backend: str = "auto", **options: Any) -> SharedBac
     """Returns the process's engine for a model, loading it if this is its first user.
 
     Args:
-        model: A checkpoint folder, a Hugging Face hub id, or ``"scripted:module:function"``.
-        backend: ``"auto"``, or the backend that must serve it: ``"hf"``, ``"scripted"``.
-        **options: Keyword arguments of the backend (`gym_llmworld.backends.hf.HFBackend`); plain
-            values, because engines are shared by them.
+        model: A checkpoint folder, a Hugging Face hub id, the URL of an OpenAI-compatible server, or
+            ``"scripted:module:function"``.
+        backend: ``"auto"``, or the backend that must serve it: ``"hf"``, ``"openai"``,
+            ``"scripted"``.
+        **options: Keyword arguments of the backend (`gym_llmworld.backends.hf.HFBackend`,
+            `gym_llmworld.backends.openai_server.OpenAIBackend`); plain values, because engines are
+            shared by them.
 
     Raises:
         ValueError: Unknown backend, or a form of ``model`` that no backend serves.
@@ -168,8 +173,22 @@ def _acquire(config: BackendConfig) -> SharedBackend:
     return shared.acquire()
 
 
+def _kind(model: str) -> str:
+    if model.startswith(_SCRIPTED):
+        return "scripted"
+    if model.startswith(_URL):
+        return "openai"
+    if not model or "://" in model:
+        raise ValueError(f"model={model!r}: expected {_FORMS}")
+    return "hf"
+
+
 def _load(config: BackendConfig) -> Engine:
     options = dict(config.options)
+    if config.backend == "openai":
+        from gym_llmworld.backends.openai_server import OpenAIBackend
+
+        return OpenAIBackend(config.model, **options)
     if config.backend == "scripted":
         if options:
             raise TypeError(f"backend 'scripted' takes no option, got {sorted(options)[0]!r}")

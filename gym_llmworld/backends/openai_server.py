@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import importlib.util
 import ipaddress
 import itertools
@@ -19,7 +20,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -112,6 +113,9 @@ class OpenAIBackend:
         self._lines: dict[int, _Line] = {}
         try:
             card = self._run(lambda line: self._find_model(line, served_model))
+        except _Unreachable as error:
+            self.close()
+            raise BackendError(str(error)) from None
         except BaseException:
             self.close()
             raise
@@ -147,9 +151,8 @@ class OpenAIBackend:
         if not chats:
             return []
         results = self._run(lambda line: self._generate(line, chats, samplings))
-        first = results[0]
-        if isinstance(first, _Unreachable) and all(isinstance(r, _Unreachable) for r in results):
-            raise first
+        if all(isinstance(result, _Unreachable) for result in results):
+            raise BackendError(str(results[0]))
         return results
 
     def close(self) -> None:
@@ -168,38 +171,45 @@ class OpenAIBackend:
             raise BackendError(f"the client of {self.url} is closed")
         # A forked child owns neither its parent's thread nor, alone, its sockets.
         pid = os.getpid()
-        line = self._lines.get(pid) or self._lines.setdefault(
-            pid, _Line(self._client, self._concurrency)
-        )
+        line = self._lines.get(pid) or self._lines.setdefault(pid, _Line(self._make_clients))
         try:
             return line.run(work)
         except concurrent.futures.CancelledError:
             raise BackendError(f"the client of {self.url} was closed while it waited") from None
 
-    def _client(self) -> httpx.AsyncClient:
+    def _make_clients(self) -> list[httpx.AsyncClient]:
+        """Makes one client per request that may be under way.
+
+        A pool of connections looks through all of them for every request: of one client with 32
+        connections a request takes three times the processor time that it takes here.
+        """
         import httpx
 
-        limits = httpx.Limits(
-            max_connections=self._concurrency, max_keepalive_connections=self._concurrency
-        )
         headers = {"Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
+        # A proxy for the outside world cannot reach a server of this machine.
+        trust_env = not _is_loopback(self.url)
+        context = httpx.create_ssl_context(trust_env=trust_env)
+        timeout = httpx.Timeout(None, connect=min(self._timeout, _CONNECT_SECONDS))
         try:
-            return httpx.AsyncClient(
-                base_url=f"{self.url}/",
-                headers=headers,
-                limits=limits,
-                timeout=httpx.Timeout(None, connect=min(self._timeout, _CONNECT_SECONDS)),
-                # A proxy for the outside world cannot reach a server of this machine.
-                trust_env=not _is_loopback(self.url),
-            )
+            return [
+                httpx.AsyncClient(
+                    base_url=f"{self.url}/",
+                    headers=headers,
+                    timeout=timeout,
+                    trust_env=trust_env,
+                    verify=context,
+                )
+                for _ in range(self._concurrency)
+            ]
         except httpx.InvalidURL as error:
             raise ValueError(f"{self.url!r} is not a URL: {error}") from error
 
     async def _find_model(self, line: _Line, wanted: str | None) -> _Card:
         try:
-            response = await self._exchange(line, "GET", "models")
+            async with line.client() as client:
+                response = await self._exchange(client, "GET", "models")
         except BackendError as error:
             if wanted is None or isinstance(error, _Unreachable):
                 raise
@@ -226,11 +236,11 @@ class OpenAIBackend:
         unreachable: list[_Unreachable] = []
 
         async def answer(chat: Sequence[Message], sampling: Sampling) -> Completion | BackendError:
-            async with line.gate:
+            async with line.client() as client:
                 if unreachable:
                     return unreachable[0]
                 try:
-                    return await self._complete(line, chat, sampling)
+                    return await self._complete(client, chat, sampling)
                 except _Unreachable as error:
                     unreachable.append(error)
                     return error.with_traceback(None)
@@ -242,23 +252,27 @@ class OpenAIBackend:
         return results
 
     async def _complete(
-        self, line: _Line, chat: Sequence[Message], sampling: Sampling
+        self, client: httpx.AsyncClient, chat: Sequence[Message], sampling: Sampling
     ) -> Completion:
         try:
-            return await self._ask(line, chat, sampling, sampling.max_tokens)
+            return await self._ask(client, chat, sampling, sampling.max_tokens)
         except ContextOverflow:
             if self.max_context is None or sampling.max_tokens == 1:
                 raise
             # Servers refuse a prompt after which the longest answer would not fit. What counts is
             # the prompt alone; its size comes with an answer of one token.
-            first = await self._ask(line, chat, sampling, 1)
+            first = await self._ask(client, chat, sampling, 1)
             room = self.max_context - first.prompt_tokens
             if not first.prompt_tokens or not 0 < room < sampling.max_tokens:
                 raise
-        return await self._ask(line, chat, sampling, room)
+        return await self._ask(client, chat, sampling, room)
 
     async def _ask(
-        self, line: _Line, chat: Sequence[Message], sampling: Sampling, max_tokens: int
+        self,
+        client: httpx.AsyncClient,
+        chat: Sequence[Message],
+        sampling: Sampling,
+        max_tokens: int,
     ) -> Completion:
         payload: dict[str, Any] = {
             "model": self.served_model,
@@ -272,10 +286,10 @@ class OpenAIBackend:
             payload["seed"] = sampling.seed
         asked = self._logprobs
         response = await self._exchange(
-            line, "POST", "chat/completions", payload | ({"logprobs": True} if asked else {})
+            client, "POST", "chat/completions", payload | ({"logprobs": True} if asked else {})
         )
         if asked and response.status_code in (400, 422) and "logprobs" in response.text:
-            response = await self._exchange(line, "POST", "chat/completions", payload)
+            response = await self._exchange(client, "POST", "chat/completions", payload)
             # Other refusals may quote the request; only an answer shows that this was the reason.
             if response.is_success:
                 self._logprobs = False
@@ -284,7 +298,11 @@ class OpenAIBackend:
         return self._read(response.content)
 
     async def _exchange(
-        self, line: _Line, method: str, path: str, payload: dict[str, Any] | None = None
+        self,
+        client: httpx.AsyncClient,
+        method: str,
+        path: str,
+        payload: dict[str, Any] | None = None,
     ) -> httpx.Response:
         """Sends a request until there is an answer that another attempt would not change."""
         import httpx
@@ -296,7 +314,7 @@ class OpenAIBackend:
             gone, pause = True, None
             try:
                 async with asyncio.timeout(self._timeout):
-                    response = await line.client.request(method, path, content=body)
+                    response = await client.request(method, path, content=body)
             except TimeoutError:
                 gone, what = False, f"no complete answer within timeout={self._timeout:g} seconds"
             except httpx.TransportError as error:
@@ -416,27 +434,30 @@ class _Card:
 
 
 class _Line:
-    """A thread with an event loop, and the connections that live there, of one process.
+    """A thread with an event loop, and the clients that live there, of one process.
 
     Args:
-        make_client: Opens nothing until it is used.
-        concurrency: Number of permits of the gate.
-
-    Attributes:
-        gate: To be passed for each chat.
-        client: Set while the thread runs.
+        make_clients: Called once; opens nothing yet.
     """
 
-    client: httpx.AsyncClient
-
-    def __init__(self, make_client: Callable[[], httpx.AsyncClient], concurrency: int) -> None:
-        self.gate = asyncio.Semaphore(concurrency)
-        self._make_client = make_client
+    def __init__(self, make_clients: Callable[[], list[httpx.AsyncClient]]) -> None:
+        self._make_clients = make_clients
         self._lock = threading.Lock()
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stop = asyncio.Event()
+        # The one used last comes first: few worlds keep few connections.
+        self._idle: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
+
+    @contextlib.asynccontextmanager
+    async def client(self) -> AsyncIterator[httpx.AsyncClient]:
+        """Lends a client, waiting for one to come back if need be."""
+        client = await self._idle.get()
+        try:
+            yield client
+        finally:
+            self._idle.put_nowait(client)
 
     def run(self, work: Callable[[_Line], Coroutine[Any, Any, _T]]) -> _T:
         """Runs a coroutine on the thread and waits for it; gives it up when interrupted.
@@ -465,22 +486,31 @@ class _Line:
             self._thread.join()
 
     def _start(self) -> asyncio.AbstractEventLoop:
-        self.client = self._make_client()
+        clients = self._make_clients()
+        for client in clients:
+            self._idle.put_nowait(client)
         ready: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve(ready)), name="llmworld-openai", daemon=True
+            target=lambda: asyncio.run(self._serve(clients, ready)),
+            name="llmworld-openai",
+            daemon=True,
         )
         self._thread.start()
         return ready.result()
 
-    async def _serve(self, ready: concurrent.futures.Future[asyncio.AbstractEventLoop]) -> None:
+    async def _serve(
+        self,
+        clients: Sequence[httpx.AsyncClient],
+        ready: concurrent.futures.Future[asyncio.AbstractEventLoop],
+    ) -> None:
         ready.set_result(asyncio.get_running_loop())
-        async with self.client:
-            await self._stop.wait()
-            running = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+        await self._stop.wait()
+        running = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        for client in clients:
+            await client.aclose()
 
 
 def _checked_url(url: str) -> str:

@@ -22,8 +22,9 @@ import numpy as np
 
 from gym_llmworld.errors import EngineError, ScenarioError
 from gym_llmworld.real.scienceworld_jvm import Jvm, Statics, current_jvm
+from gym_llmworld.worlds.scienceworld import WORLD
+from gym_llmworld.worlds.scienceworld_agents import QUESTION
 
-UNKNOWN_ACTION = "No known action matches that input."
 MAX_SCORE = 100
 
 # Variations per task of ScienceWorld 1.2.3.
@@ -72,7 +73,6 @@ _SIMPLIFICATIONS = (
 )
 _ELECTRICAL_TASKS = ("power-component", "conductivity")
 _ARTICLES = {"a", "an", "the"}
-_QUESTION = "Ambiguous request:"
 
 
 def split_variations(task: str) -> dict[str, range]:
@@ -257,8 +257,8 @@ class Play:
         """
         if not isinstance(command, str):
             raise TypeError(f"a command must be a str, got {type(command).__name__}")
-        if is_task_reset(command) and not self.turn.observation.startswith(_QUESTION):
-            self.turn = Turn(UNKNOWN_ACTION, self.turn.score, self.turn.completed)
+        if is_task_reset(command) and not self.turn.observation.startswith(QUESTION):
+            self.turn = Turn(WORLD.rejection, self.turn.score, self.turn.completed)
             return self.turn
         with self._turn_to_play() as server:
             self.turn = _step(server, command)

@@ -28,12 +28,15 @@ from gym_llmworld.real.scienceworld_engine import (
     split_variations,
     survey,
 )
+from gym_llmworld.real.scienceworld_jvm import engine_classpath
 from gym_llmworld.scenarios import ScenarioStore
 
 WORLD_KEY = "scienceworld"
 SCENARIOS_FILE = "scenarios.jsonl"
 
 _log = logging.getLogger(__name__)
+
+_UNPUBLISHED_TASKS = {"5-1", "5-2", "9-1", "9-2", "9-3", "10-1", "10-2"}
 
 _ID = re.compile(r"sciworld-([a-z]+)-([a-z0-9-]+)-(\d+)(?:\+([A-Za-z,]+))?")
 
@@ -78,6 +81,28 @@ def game_of(scenario: Scenario) -> Game:
             f"'variation' in real, got {sorted(real)}"
         )
     return Game(str(real["task"]), real["variation"], str(real.get("simplifications", "")))
+
+
+def published_game(number: int) -> Game:
+    """Returns the game of Word2World's and AgentGym's item ``sciworld_<number>``.
+
+    They count through the package's tasks, variation by variation, without some tasks.
+
+    Raises:
+        ScenarioError: There is no such item.
+        MissingDependency: scienceworld is not installed.
+    """
+    engine_classpath()
+    from scienceworld.constants import ID2TASK
+
+    tasks = [task for key, task in ID2TASK.items() if key not in _UNPUBLISHED_TASKS]
+    left = number
+    for task in tasks:
+        if 0 <= left < VARIATIONS[task]:
+            return Game(task, left)
+        left -= VARIATIONS[task]
+    count = sum(VARIATIONS[task] for task in tasks)
+    raise ScenarioError(f"no published item sciworld_{number}; expected 0 to {count - 1}")
 
 
 def game_scenario(game: Game, *, compat: bool = False) -> Scenario:

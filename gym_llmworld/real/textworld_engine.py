@@ -40,8 +40,9 @@ _INTERPRETER_VERBS = frozenset(
         *("tw-trace-actions",),
     )
 )
-# Of several commands in one line only the first would be shown and tracked.
-_SEVERAL = re.compile(r'[.,;"]|\bthen\b')
+# Of several commands in one line only the first would be shown and tracked. Backslashes configure
+# the interpreter, and brackets could pass for the marks by which TextWorld tracks the state.
+_UNFIT = re.compile(r'[.,;"\\<>\[\]]|\bthen\b')
 
 _BANNER = re.compile(r"\A\s*_{8}.*?\\\$+ *\n\s*\n", re.DOTALL)
 _PROMPT = re.compile(r"\n*>[^\S\n]*(?:-= [^\n]* =-\s*-?\d+/\d+)?\s*\Z")
@@ -89,14 +90,12 @@ def reaches_story(command: str) -> bool:
     """Returns whether a command may be typed in.
 
     Not so: commands to the interpreter, several commands at once, nothing, what is longer than the
-    interpreter reads, non-ASCII and control characters, and backslashes, which configure it.
+    interpreter reads, non-ASCII and control characters, backslashes and brackets.
     """
     text = command.strip().lower()
-    if not text or len(text) > _MAX_COMMAND or "\\" in text or _SEVERAL.search(text):
+    if not text or len(text) > _MAX_COMMAND or not (text.isascii() and text.isprintable()):
         return False
-    if not (text.isascii() and text.isprintable()):
-        return False
-    return text.split()[0][:_WORD_LENGTH] not in _INTERPRETER_VERBS
+    return not _UNFIT.search(text) and text.split()[0][:_WORD_LENGTH] not in _INTERPRETER_VERBS
 
 
 class Play:

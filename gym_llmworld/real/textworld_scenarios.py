@@ -15,7 +15,7 @@ import numpy as np
 
 from gym_llmworld.core import Scenario
 from gym_llmworld.episodes import read_scenarios
-from gym_llmworld.errors import DataError, ScenarioError
+from gym_llmworld.errors import DataError, EngineError, ScenarioError
 from gym_llmworld.real.scenario_drafts import Progress, write_made_scenarios
 from gym_llmworld.real.textworld_engine import (
     Play,
@@ -41,6 +41,9 @@ from gym_llmworld.scenarios import SHIPPED_FILE, ScenarioStore, data_folder
 
 WORLD_KEY = "textworld"
 SCENARIOS_FILE = "scenarios.jsonl"
+
+# Next to no map refuses its quest: so many in a row have another reason.
+_TRIES = 10
 
 _log = logging.getLogger(__name__)
 
@@ -317,12 +320,16 @@ class ScenarioSource:
 
     def _generate_any(self, split: str, rng: np.random.Generator) -> Scenario:
         draw = random.Random(int(rng.integers(2**31)))
-        while True:
+        for _ in range(_TRIES):
             kind = KINDS[int(draw.random() * len(KINDS))]
             try:
                 return _generate(sample_spec(kind, split, draw))
             except ScenarioError as error:
                 _log.warning("left out: %s", error)
+        raise EngineError(
+            f"none of {_TRIES} drawn games can be made or won; expected nearly all. The warnings "
+            f"before this say why; is TextWorld {textworld_release()} supported?"
+        )
 
     def get(self, scenario: str | Mapping[str, Any] | Scenario) -> Scenario:
         """Returns a scenario by id, or reads the dict that `Scenario.to_json` writes.
