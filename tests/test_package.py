@@ -27,12 +27,17 @@ def test_every_split_ships_scenarios(key: str) -> None:
     world = get_world(key)
     scenarios = read_scenarios(data_folder(key) / SHIPPED_FILE)
     assert {scenario.split for scenario in scenarios} == set(world.splits)
-    assert len({scenario.id for scenario in scenarios}) == len(scenarios) >= 200
+    assert len({scenario.id for scenario in scenarios}) == len(scenarios) >= 30
     for style in world.contexts:
         assert all(world.protocol(style).context(scenario) for scenario in scenarios)
 
 
-@pytest.mark.parametrize("key", world_keys())
+def test_alfworld_ships_a_few_hundred_scenarios() -> None:
+    assert len(read_scenarios(data_folder("alfworld") / SHIPPED_FILE)) >= 200
+
+
+# The other worlds have no embedded model yet: gym.make needs model= for them.
+@pytest.mark.parametrize("key", ["alfworld"])
 def test_the_embedded_checkpoint_is_small_and_safe(key: str) -> None:
     files = list((data_folder(key) / "model").iterdir())
     names = {file.name for file in files}

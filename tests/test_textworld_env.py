@@ -21,6 +21,7 @@ pytest.importorskip("textworld", reason="needs the textworld extra")
 from gym_llmworld.core import Scenario
 from gym_llmworld.errors import EngineError, ScenarioError
 from gym_llmworld.protocol import Protocol
+from gym_llmworld.real import textworld_scenarios
 from gym_llmworld.real.textworld_engine import (
     NOT_A_VERB,
     Play,
@@ -28,6 +29,7 @@ from gym_llmworld.real.textworld_engine import (
     strip_observation,
 )
 from gym_llmworld.real.textworld_env import TextWorldEnv
+from gym_llmworld.real.textworld_games import GameSpec
 from gym_llmworld.testing import check_text_env
 from gym_llmworld.worlds.textworld import WORLD
 from tests.textworld_shared import SPECS, games, scenario, story
@@ -371,6 +373,16 @@ def test_generated_games_are_found_by_their_ids() -> None:
     with pytest.raises(ScenarioError, match=re.escape("<split>/<kind>/<options>/<seed>")):
         env.reset(options={"scenario": "train/custom"})
     env.close()
+
+
+def test_an_engine_that_can_make_nothing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(spec: GameSpec) -> Scenario:
+        raise ScenarioError(f"cannot make {spec.id}")
+
+    monkeypatch.setattr(textworld_scenarios, "game_scenario", fails)
+    env = TextWorldEnv()
+    with pytest.raises(EngineError, match="none of 10 drawn games can be made or won"):
+        env.reset(seed=0)
 
 
 def changed(kind: str, **fields: Any) -> Scenario:

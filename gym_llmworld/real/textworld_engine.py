@@ -58,15 +58,15 @@ class Turn:
         observation: Stripped, or byte for byte in a raw play.
         admissible: Commands that change or show something now, sorted.
         score: Points so far.
-        max_score: Points that can be had.
+        max_score: Points that can be had; infinite where a quest can be repeated.
         won: The quest is done.
         lost: The quest has failed.
     """
 
     observation: str
     admissible: tuple[str, ...]
-    score: int
-    max_score: int
+    score: float
+    max_score: float
     won: bool = False
     lost: bool = False
 
@@ -141,8 +141,7 @@ class Play:
         if not reaches_story(command):
             self.turn = dataclasses.replace(self.turn, observation=self._refusal())
             return self.turn
-        with quiet():
-            state, _, _ = machine.step(command.strip())
+        state, _, _ = machine.step(command.strip())
         self._commands = (*self._commands, command.strip())
         self._take(state)
         return self.turn
@@ -195,8 +194,8 @@ class Play:
         self.turn = Turn(
             observation=text if self._raw else strip_observation(text),
             admissible=tuple(state["admissible_commands"]),
-            score=int(state["score"]),
-            max_score=int(state["max_score"]),
+            score=float(state["score"]),
+            max_score=float(state["max_score"]),
             won=WON in text,
             lost=LOST in text,
         )

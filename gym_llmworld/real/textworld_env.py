@@ -211,8 +211,8 @@ class TextWorldEnv(gym.Env[str, str]):
         info = world_info(
             admissible=turn.admissible,
             won=turn.won,
-            score=float(turn.score),
-            max_score=float(turn.max_score),
+            score=turn.score,
+            max_score=turn.max_score,
             llmworld={"source": "real", "scenario": self.scenario.id},
         )
         if self._policy_commands:

@@ -10,7 +10,11 @@ from __future__ import annotations
 from gym_llmworld.errors import ScenarioError
 from gym_llmworld.worlds.base import World
 
-_MODULES = {"alfworld": "gym_llmworld.worlds.alfworld"}
+_MODULES = {
+    "alfworld": "gym_llmworld.worlds.alfworld",
+    "scienceworld": "gym_llmworld.worlds.scienceworld",
+    "textworld": "gym_llmworld.worlds.textworld",
+}
 
 
 def world_keys() -> tuple[str, ...]:
