@@ -49,7 +49,8 @@ WorldKey = Annotated[str, typer.Argument(metavar="WORLD", help="For example alfw
 Model = Annotated[
     str | None,
     typer.Option(
-        help="World model: folder, hub id, 'scripted:module:function'. Default: the embedded one.",
+        help="World model: folder, hub id, server URL, 'scripted:module:function'. "
+        "Default: the embedded one.",
         show_default=False,
     ),
 ]
@@ -178,11 +179,14 @@ def evaluate(
     from gym_llmworld.cli_tables import evaluation_table
     from gym_llmworld.cli_worlds import EMBEDDED, open_model, world_of
     from gym_llmworld.episodes import read_episodes
+    from gym_llmworld.errors import DataError
     from gym_llmworld.evaluation import evaluate_episodes
     from gym_llmworld.report import write_report
 
     world = world_of(env_id)
     real = list(itertools.islice(read_episodes(episodes), limit))
+    if not real:
+        raise DataError(f"{episodes} holds no episode; make some with: llmworld collect --help")
     opened, protocol = open_model(world, model, backend)
     with progress_bar("turns") as progress:
         result = evaluate_episodes(

@@ -122,7 +122,8 @@ def _shipped_worlds() -> Iterator[Finding]:
     from gym_llmworld.worlds import get_world, world_keys
 
     for key in world_keys():
-        title = get_world(key).title
+        world = get_world(key)
+        title = world.title
         try:
             store = ScenarioStore(key)
             counts = {split: len(store.of_split(split)) for split in store.splits()}
@@ -130,6 +131,9 @@ def _shipped_worlds() -> Iterator[Finding]:
             yield Finding(f"{title} scenarios", "ok", detail)
         except WorldModelError as error:
             yield Finding(f"{title} scenarios", "broken", str(error), "pip install -e .")
+        if not world.embedded:
+            yield Finding(f"{title} world model", "optional", "none ships; pass model=")
+            continue
         try:
             embedded_model(key)
             yield Finding(f"{title} world model", "ok", "embedded")

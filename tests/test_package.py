@@ -36,8 +36,7 @@ def test_alfworld_ships_a_few_hundred_scenarios() -> None:
     assert len(read_scenarios(data_folder("alfworld") / SHIPPED_FILE)) >= 200
 
 
-# The other worlds have no embedded model yet: gym.make needs model= for them.
-@pytest.mark.parametrize("key", ["alfworld"])
+@pytest.mark.parametrize("key", [key for key in world_keys() if get_world(key).embedded])
 def test_the_embedded_checkpoint_is_small_and_safe(key: str) -> None:
     files = list((data_folder(key) / "model").iterdir())
     names = {file.name for file in files}

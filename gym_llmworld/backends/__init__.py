@@ -150,8 +150,8 @@ def load_backend(model: str, backend: str = "auto", **options: Any) -> SharedBac
     """Returns the process's engine for a model, loading it if this is its first user.
 
     Args:
-        model: A checkpoint folder, a Hugging Face hub id, the URL of an OpenAI-compatible server, or
-            ``"scripted:module:function"``.
+        model: A checkpoint folder, a Hugging Face hub id, the URL of an OpenAI-compatible server,
+            or ``"scripted:module:function"``.
         backend: ``"auto"``, or the backend that must serve it: ``"hf"``, ``"openai"``,
             ``"scripted"``.
         **options: Keyword arguments of the backend (`gym_llmworld.backends.hf.HFBackend`,

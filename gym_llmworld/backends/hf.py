@@ -324,9 +324,14 @@ def _load(model: str, loader: Callable[..., Any], what: str, **options: Any) -> 
             return loader(model, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
-            f"cannot load the {what} of {model!r}: expected a checkpoint folder or a reachable hub "
-            f"id with safetensors weights and a tokenizer; {type(error).__name__}: {error}"
+            f"cannot load the {what} of {model!r}, which is {_place(model)}: expected a checkpoint "
+            "folder or a reachable hub id with safetensors weights and a tokenizer; "
+            f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _place(model: str) -> str:
+    return "a folder" if Path(model).expanduser().is_dir() else "no folder here, so a hub id"
 
 
 @contextlib.contextmanager

@@ -280,7 +280,7 @@ class Play:
         return _without_reset(commands)
 
     def close(self) -> None:
-        """Frees the simulator's side of the play; it cannot be used any more."""
+        """Frees the simulator's side of the play; using the play again would rebuild it."""
         if self._server is not None:
             self._release()
             self._server = None

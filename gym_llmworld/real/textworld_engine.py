@@ -119,6 +119,7 @@ class Play:
         self.story = story
         self._raw, self._track_policy = raw, track_policy
         self._commands: tuple[str, ...] = ()
+        self.turn: Turn
         self._machine = _start(story, raw, track_policy)
         try:
             with quiet():

@@ -117,7 +117,7 @@ class _Describer:
         }
 
     def _name(self, key: str) -> str:
-        return self._names.get(key, key)
+        return str(self._names.get(key, key))
 
     def _text(self, key: str) -> str:
         return short_form(self._game.infos[key].desc or "", self._names)
@@ -168,7 +168,8 @@ class _Describer:
         return {
             "points": int(quest.reward),
             "win": [self._conditions(event) for event in quest.win_events],
-            "lose": [self._conditions(event) for event in quest.fail_events],
+            # The generator of cooking games draws these from a set.
+            "lose": sorted(self._conditions(event) for event in quest.fail_events),
             "optional": bool(quest.optional),
         }
 

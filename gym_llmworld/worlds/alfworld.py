@@ -100,6 +100,7 @@ WORLD = World(
     real_entry_point="gym_llmworld.real.alfworld_env:AlfworldEnv",
     real_policies={"handcoded": "gym_llmworld.real.alfworld_expert:HandcodedPolicy"},
     games_module="gym_llmworld.real.alfworld_scenarios",
+    embedded=True,
     extra="alfworld",
     max_tokens=256,
 )

@@ -28,6 +28,7 @@ class World:
         real_policies: Name -> ``module:Class`` of agents that need the engine itself.
         games_module: Module whose ``write_games`` makes the engine's games; ``load_games``
             reads them.
+        embedded: A world model ships with the package.
         extra: Extra of this package that installs the twin's engine.
         splits: Names of the scenario splits, the training split first.
         max_episode_steps: Default step limit of both twins.
@@ -44,6 +45,7 @@ class World:
     games_module: str
     extra: str
     splits: tuple[str, ...] = ("train", "valid_seen", "valid_unseen")
+    embedded: bool = False
     real_policies: Mapping[str, str] = field(default_factory=dict)
     max_episode_steps: int = 50
     max_observation_chars: int = 8192
