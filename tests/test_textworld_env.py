@@ -30,6 +30,7 @@ from gym_llmworld.real.textworld_engine import (
 )
 from gym_llmworld.real.textworld_env import TextWorldEnv
 from gym_llmworld.real.textworld_games import GameSpec
+from gym_llmworld.scenarios import ScenarioStore
 from gym_llmworld.testing import check_text_env
 from gym_llmworld.worlds.textworld import WORLD
 from tests.textworld_shared import SPECS, games, scenario, story
@@ -366,6 +367,26 @@ def test_own_games_play_and_are_found_by_name(tmp_path: Path) -> None:
         TextWorldEnv(split="test", games=str(tmp_path))
 
 
+@pytest.fixture
+def nothing_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(textworld_scenarios, "data_folder", lambda world: tmp_path / world)
+
+
+def test_shipped_scenarios_start_their_games() -> None:
+    games()
+    for split in WORLD.splits:
+        for shipped in ScenarioStore("textworld").of_split(split):
+            assert (GameSpec.from_json(shipped.real).id, shipped.split) == (shipped.id, split)
+    env = TextWorldEnv()
+    shortest = min(
+        (s for s in ScenarioStore("textworld").of_split("test") if s.real["kind"] == "custom"),
+        key=lambda s: len(s.hidden["rooms"]),
+    )
+    assert env.reset(options={"scenario": shortest.id})[0] == shortest.observation
+    env.close()
+
+
+@pytest.mark.usefixtures("nothing_ships")
 def test_generated_games_are_found_by_their_ids() -> None:
     env = TextWorldEnv()
     _, info = env.reset(options={"scenario": scenario("custom").id})
@@ -375,6 +396,7 @@ def test_generated_games_are_found_by_their_ids() -> None:
     env.close()
 
 
+@pytest.mark.usefixtures("nothing_ships")
 def test_an_engine_that_can_make_nothing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(spec: GameSpec) -> Scenario:
         raise ScenarioError(f"cannot make {spec.id}")
