@@ -27,16 +27,17 @@ _PACKAGES: tuple[tuple[str, str, str | None, str], ...] = (
     ("torch", "torch", "hf", "world models in this process"),
     ("transformers", "transformers", "hf", "world models in this process"),
     ("safetensors", "safetensors", "hf", "world models in this process"),
-    ("vllm", "vllm", "vllm", "large world models on a GPU"),
+    ("vllm", "vllm", "vllm", "serving large world models: vllm serve, then model=URL"),
     ("httpx", "httpx", "openai", "world models behind a server"),
     ("alfworld", "alfworld", "alfworld", "the real ALFWorld"),
-    ("textworld", "textworld", "alfworld", "the real ALFWorld"),
+    ("textworld", "textworld", "textworld", "the real TextWorld, and ALFWorld's engine"),
+    ("scienceworld", "scienceworld", "scienceworld", "the real ScienceWorld"),
     ("trl", "trl", "train", "training world models"),
     ("peft", "peft", "train", "training world models"),
     ("datasets", "datasets", "train", "training world models"),
     ("matplotlib", "matplotlib", "viz", "figures"),
 )
-_DEFAULT_EXTRAS = frozenset({"hf", "alfworld"})
+_DEFAULT_EXTRAS = ("hf",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def examine() -> list[Finding]:
 
 
 def healthy(findings: list[Finding]) -> bool:
-    """Returns whether the default path (the embedded model, beside the real world) can run."""
+    """Returns whether the default path (the embedded model) can run."""
     return all(finding.status in ("ok", "optional") for finding in findings)
 
 

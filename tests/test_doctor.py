@@ -42,7 +42,7 @@ def test_installed_packages_show_their_version() -> None:
     ("module", "name", "status", "fix"),
     [
         ("torch", "torch", "missing", "pip install 'gym-llmworld[hf]'"),
-        ("alfworld", "alfworld", "missing", "pip install 'gym-llmworld[alfworld]'"),
+        ("alfworld", "alfworld", "optional", "pip install 'gym-llmworld[alfworld]'"),
         ("vllm", "vllm", "optional", "pip install 'gym-llmworld[vllm]'"),
         ("rich", "rich", "missing", "pip install 'gym-llmworld'"),
     ],
