@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -65,11 +66,16 @@ class Corridor(gymnasium.Env[str, str]):
         return {"admissible_commands": list(MOVES), "llmworld": {"source": "real"}}
 
     def _maybe_die(self) -> None:
-        counter = Path(str(self._deadly))
-        left = int(counter.read_text())
-        if left > 0:
-            counter.write_text(str(left - 1))
-            os.kill(os.getpid(), signal.SIGKILL)
+        with Path(str(self._deadly)).open("r+", encoding="ascii") as counter:
+            # Two workers may ask at once; without the lock both of them would die of one count.
+            fcntl.flock(counter, fcntl.LOCK_EX)
+            left = int(counter.read())
+            if left > 0:
+                counter.seek(0)
+                counter.write(str(left - 1))
+                counter.truncate()
+                counter.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 def right() -> ScriptedAgent:
