@@ -84,17 +84,25 @@ class ScenarioStore:
                     f"unknown scenario {scenario!r} among {len(self._by_id)} of {self.world}{hint}"
                 )
             return self._by_id[scenario]
-        if not isinstance(scenario, Scenario):
-            try:
-                scenario = Scenario.from_json(scenario)
-            except (KeyError, TypeError, AttributeError) as error:
-                raise ScenarioError(
-                    f"a scenario must be an id, a Scenario or a dict as Scenario.to_json makes; "
-                    f"missing or wrong field: {error}"
-                ) from error
-        if scenario.world != self.world:
-            raise ScenarioError(f"expected a scenario of {self.world}, got one of {scenario.world}")
-        return scenario
+        return read_scenario(scenario, self.world)
+
+
+def read_scenario(data: Mapping[str, Any] | Scenario, world: str) -> Scenario:
+    """Returns a scenario, from itself or from the dict that `Scenario.to_json` writes.
+
+    Raises:
+        ScenarioError: Missing or wrong fields, or another world's scenario.
+    """
+    try:
+        scenario = data if isinstance(data, Scenario) else Scenario.from_json(data)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ScenarioError(
+            "a scenario must be an id, a Scenario or a dict as Scenario.to_json makes; missing or "
+            f"wrong field: {error}"
+        ) from error
+    if scenario.world != world:
+        raise ScenarioError(f"expected a scenario of {world}, got one of {scenario.world}")
+    return scenario
 
 
 def _files(world: str, source: str | None) -> list[Path]:

@@ -15,7 +15,7 @@ from gym_llmworld.errors import ScenarioError
 from gym_llmworld.real.alfworld_download import load_games
 from gym_llmworld.real.alfworld_scenarios import game_scenario
 from gym_llmworld.real.alfworld_tasks import SPLITS, TASK_TYPES, GameSpec, sample_specs, split_of
-from gym_llmworld.scenarios import SHIPPED_FILE, ScenarioStore, data_folder
+from gym_llmworld.scenarios import SHIPPED_FILE, ScenarioStore, data_folder, read_scenario
 
 _WORLD = "alfworld"
 
@@ -88,7 +88,7 @@ class ScenarioSource:
             ScenarioError: There is no such scenario, or it is one of another world.
         """
         if not isinstance(scenario, str):
-            return _read(scenario)
+            return read_scenario(scenario, _WORLD)
         spec = _spec_of(scenario) if self._generates else None
         if self._tree is not None:
             return self._from_tree(self._tree, scenario)
@@ -113,19 +113,6 @@ class ScenarioSource:
         raise ScenarioError(
             f"unknown scenario {scenario_id!r} in {tree}; expected <split>/<task>/<trial>"
         )
-
-
-def _read(data: Mapping[str, Any] | Scenario) -> Scenario:
-    try:
-        scenario = data if isinstance(data, Scenario) else Scenario.from_json(data)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ScenarioError(
-            "a scenario must be an id, a Scenario or a dict as Scenario.to_json makes; missing or "
-            f"wrong field: {error}"
-        ) from error
-    if scenario.world != _WORLD:
-        raise ScenarioError(f"expected a scenario of {_WORLD}, got one of {scenario.world}")
-    return scenario
 
 
 def _spec_of(scenario_id: str) -> GameSpec | None:

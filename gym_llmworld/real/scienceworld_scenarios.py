@@ -29,7 +29,7 @@ from gym_llmworld.real.scienceworld_engine import (
     survey,
 )
 from gym_llmworld.real.scienceworld_jvm import engine_classpath
-from gym_llmworld.scenarios import ScenarioStore
+from gym_llmworld.scenarios import ScenarioStore, read_scenario
 
 WORLD_KEY = "scienceworld"
 SCENARIOS_FILE = "scenarios.jsonl"
@@ -321,7 +321,7 @@ class ScenarioSource:
             return Start.of(self._store.get(scenario))
         if isinstance(scenario, str):
             return Start(game_of_id(scenario))
-        return Start.of(_from_data(scenario))
+        return Start.of(read_scenario(scenario, WORLD_KEY))
 
     def _listed(self, store: ScenarioStore, split: str) -> list[Scenario]:
         pool = [s for s in store.of_split(split) if s.real.get("task") in self._tasks]
@@ -361,16 +361,3 @@ def _split_of(task: str, split: str) -> range:
     if split not in SPLITS:
         raise ScenarioError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
     return split_variations(task)[split]
-
-
-def _from_data(data: Mapping[str, Any] | Scenario) -> Scenario:
-    try:
-        scenario = data if isinstance(data, Scenario) else Scenario.from_json(data)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ScenarioError(
-            "a scenario must be an id, a Scenario or a dict as Scenario.to_json makes; missing or "
-            f"wrong field: {error}"
-        ) from error
-    if scenario.world != WORLD_KEY:
-        raise ScenarioError(f"expected a scenario of {WORLD_KEY}, got one of {scenario.world}")
-    return scenario

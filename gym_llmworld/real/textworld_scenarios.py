@@ -37,7 +37,7 @@ from gym_llmworld.real.textworld_games import (
     story_file,
     textworld_release,
 )
-from gym_llmworld.scenarios import SHIPPED_FILE, ScenarioStore, data_folder
+from gym_llmworld.scenarios import SHIPPED_FILE, ScenarioStore, data_folder, read_scenario
 
 WORLD_KEY = "textworld"
 SCENARIOS_FILE = "scenarios.jsonl"
@@ -338,7 +338,7 @@ class ScenarioSource:
             ScenarioError: There is no such scenario, or it is one of another world.
         """
         if not isinstance(scenario, str):
-            return _from_data(scenario)
+            return read_scenario(scenario, WORLD_KEY)
         if self._folder is not None:
             return self._from_folder(self._folder, scenario)
         spec = GameSpec.parse(scenario) if self._generates else None
@@ -369,19 +369,6 @@ class ScenarioSource:
                 f"for example {split + '/' + next(iter(stories))!r}"
             )
         return _read_story(stories[stem], split)
-
-
-def _from_data(data: Mapping[str, Any] | Scenario) -> Scenario:
-    try:
-        scenario = data if isinstance(data, Scenario) else Scenario.from_json(data)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ScenarioError(
-            "a scenario must be an id, a Scenario or a dict as Scenario.to_json makes; missing or "
-            f"wrong field: {error}"
-        ) from error
-    if scenario.world != WORLD_KEY:
-        raise ScenarioError(f"expected a scenario of {WORLD_KEY}, got one of {scenario.world}")
-    return scenario
 
 
 @lru_cache(maxsize=256)
