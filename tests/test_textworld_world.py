@@ -229,7 +229,7 @@ def test_the_engine_context_tells_what_must_be_known() -> None:
     context = engine_context(scenario("simple"))
     for line in (
         "-= Living Room =-",
-        "east: kitchen (wooden door)",
+        "from bedroom east kitchen wooden door",
         "chest drawer, closed: an old key",
         "low table: a remote",
         "carried: nothing",
@@ -243,6 +243,35 @@ def test_the_engine_context_tells_what_must_be_known() -> None:
         assert line in context.split("\n")
     assert context.endswith(f"You are in the bedroom. {scenario('simple').instruction}")
     assert "link" not in engine_context(scenario("custom"))
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_the_engine_context_shows_rooms_as_they_look_at_first(kind: str) -> None:
+    context = engine_context(scenario(kind))
+    first = scenario(kind).observation
+    assert first[first.index("-= ") :].partition("\n\nYour score")[0] in context
+    rooms = same = 0
+    visited: set[str] = set()
+    for command, observation, _ in walk(kind, 0):
+        title, _, text = observation.partition("\n")
+        if command.startswith("go ") and title.startswith("-= ") and title not in visited:
+            visited.add(title)
+            rooms += 1
+            shown = re.sub(AFTERWARDS + "$", "", text)
+            same += f"{title}\n{shown}" in context
+            # What differs from the first look is the state of doors and of what was handled.
+            words = re.compile(r"\b(?:an? )?(?:open|opened|closed|locked)\b")
+            if words.sub("", shown) in words.sub("", context):
+                same += f"{title}\n{shown}" not in context
+    assert same == rooms
+    assert rooms or kind == "cooking"  # which takes place in one room
+
+
+def test_the_engine_context_keeps_what_shows_later() -> None:
+    context = engine_context(scenario("simple"))
+    # The chest is closed at first; its wording when it is open is nowhere else.
+    assert re.search(r"^chest drawer open, full: .*<chest drawer>", context, re.M)
+    assert "[" not in context
 
 
 @pytest.mark.parametrize("kind", SPECS)

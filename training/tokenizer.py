@@ -1,11 +1,11 @@
-"""A tokenizer for embodied text worlds: an entity is one token, a stock phrase is one token.
+"""A tokenizer for text worlds: a name is one token, a stock phrase is one token.
 
 Text engines speak in templates around names: ``You arrive at cabinet 3. The cabinet 3 is closed.``
 A general byte-pair encoding cuts that into 20 pieces and a name into two or three, so that a small
 model spends its capacity on spelling. Here every ``cabinet 3`` is one token, and so is every phrase
-that the engine puts between two names; an episode becomes about three times shorter and looking an
-object up in the context is matching single tokens. Everything else is byte-level BPE, so that any
-text is encoded without loss.
+that the engine puts between two names; an episode becomes about three times shorter and looking a
+thing up in the context is matching single tokens. What a name is, the actions tell: they are verbs
+and names. Everything else is byte-level BPE, so that any text is encoded without loss.
 
 The result is an ordinary fast tokenizer (``tokenizer.json`` + ``chat_template.jinja``): it loads in
 `transformers.AutoTokenizer` and in vLLM without code of ours.
@@ -14,9 +14,10 @@ The result is an ordinary fast tokenizer (``tokenizer.json`` + ``chat_template.j
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -42,48 +43,93 @@ CHAT_TEMPLATE = (
     f"{{%- if add_generation_prompt -%}}{{{{- '{ASSISTANT}' -}}}}{{%- endif -%}}"
 )
 
-_ENTITY = r" [a-z]+ [0-9]+(?![0-9A-Za-z])"
-# What is neither an entity nor a phrase: words with their blank, single digits, runs of the rest.
+_NUMBERED = r" [a-z]+ [0-9]+(?![0-9A-Za-z])"
+# What is neither a name nor a phrase: words with their blank, single digits, runs of the rest.
 _WORDS = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
-_ENTITY_PATTERN = re.compile(_ENTITY)
+
+# ``move glass cup to sink``: verb, then names between prepositions.
+_BETWEEN_NAMES = re.compile(
+    r"[^\w' -]+|\b(?:at|around|down|from|in|into|off|on|onto|out|over|the|to|under|up|with)\b"
+)
+_NAME = re.compile(r"[A-Za-z][\w' -]*")
+# A phrase stays within its sentence and its line: what follows may be another every time.
+_SENTENCES = re.compile(r"(?= ?\n)(?<![\n ])|(?<=\n)(?=\S)|(?<=[.!?:])(?= )|(?=[\[|<])|(?<=[\]|>])")
 
 
-def mine_phrases(texts: Iterable[str], minimum: int = 20, limit: int = 400) -> list[str]:
-    """Finds the fixed wordings of an engine: what stands between two entities, or alone.
+def mine_names(chats: Iterable[Chat], minimum: int = 5) -> list[str]:
+    """Finds the names of things and places: what stands between verb and prepositions of actions.
+
+    Args:
+        chats: System message, then actions (user) and observations (assistant) in turn.
+        minimum: In how many chats an action has to use a name, and a context or an observation to
+            contain it; what an agent mistypes stays out.
+
+    Returns:
+        Names with their leading blank, such as ``" cabinet 3"``, numberings completed from 1 to the
+        highest seen, sorted.
+    """
+    asked: Counter[str] = Counter()
+    documents = []
+    for chat in chats:
+        asked.update({name for m in chat if m.role == "user" for name in _arguments(m.content)})
+        documents.append("\n".join(m.content for m in chat if m.role != "user"))
+    wanted = [name for name, n in asked.items() if n >= minimum]
+    told = _documents_with(wanted, documents)
+    names = {f" {name}" for name in wanted if told[name] >= minimum}
+    return sorted(names | _numberings(names))
+
+
+def _arguments(action: str) -> Iterator[str]:
+    """Yields what an action names; its first word is the verb."""
+    for part in _BETWEEN_NAMES.split(action.strip().partition(" ")[2]):
+        if _NAME.fullmatch(name := part.strip()):
+            yield name
+
+
+def _documents_with(names: Sequence[str], documents: Sequence[str]) -> Counter[str]:
+    if not names:
+        return Counter()
+    pattern = re.compile(rf"\b(?:{_any_of(names)})\b")
+    return Counter(name for text in documents for name in set(pattern.findall(text)))
+
+
+def _numberings(names: Iterable[str]) -> set[str]:
+    highest: dict[str, int] = {}
+    for name in names:
+        kind, _, number = name.rpartition(" ")
+        # Beyond two digits it is a quantity rather than a name.
+        if kind and number.isdecimal() and len(number) <= 2:
+            highest[kind] = max(highest.get(kind, 0), int(number))
+    return {f"{kind} {i}" for kind, last in highest.items() for i in range(1, last + 1)}
+
+
+def mine_phrases(
+    texts: Iterable[str], names: Sequence[str], minimum: int = 20, limit: int = 1000
+) -> list[str]:
+    """Finds the fixed wordings of an engine: what stands between two names, or alone.
 
     Args:
         texts: Observations, and other text that an engine words; not instructions, whose wording is
             to stay open.
+        names: What `mine_names` found.
         minimum: How often a wording has to occur.
         limit: Keep at most this many, the most frequent.
 
     Returns:
-        Wordings of at least two words or signs, longest first, so that a regular expression that
-        tries them in turn finds the longest.
+        Wordings of at least two signs, longest first, so that a regular expression that tries them
+        in turn finds the longest.
     """
-    counts = Counter(piece for text in texts for piece in _ENTITY_PATTERN.split(text) if piece)
+    between = re.compile("|".join([_NUMBERED, *([_any_of(names)] if names else [])]))
+    counts: Counter[str] = Counter()
+    for text in texts:
+        for sentence in _SENTENCES.split(text):
+            counts.update(piece for piece in between.split(sentence) if piece)
     frequent = [piece for piece, n in counts.most_common(limit) if n >= minimum]
-    return sorted((p for p in frequent if len(p) > 1), key=lambda p: (-len(p), p))
+    return _long_first(p for p in frequent if len(p) > 1)
 
 
-def mine_entities(documents: Iterable[str], minimum: int = 5) -> list[str]:
-    """Finds the names in ``documents``, and completes their numbering from 1 to the highest seen.
-
-    Args:
-        documents: One text per episode.
-        minimum: In how many of them a name has to occur; what an agent mistypes stays out.
-
-    Returns:
-        Names with their leading blank, such as ``" cabinet 3"``, sorted.
-    """
-    counts = Counter(name for text in documents for name in set(_ENTITY_PATTERN.findall(text)))
-    highest: dict[str, int] = {}
-    for name, n in counts.items():
-        kind, number = name.rsplit(" ", 1)
-        # Beyond two digits it is a quantity rather than a name.
-        if n >= minimum and len(number) <= 2:
-            highest[kind] = max(highest.get(kind, 0), int(number))
-    return [f"{kind} {i}" for kind in sorted(highest) for i in range(1, highest[kind] + 1)]
+def _long_first(pieces: Iterable[str]) -> list[str]:
+    return sorted(pieces, key=lambda piece: (-len(piece), piece))
 
 
 def train_tokenizer(
@@ -100,9 +146,11 @@ def train_tokenizer(
         A fast tokenizer with `CHAT_TEMPLATE`, `END` as end-of-sequence token and `PAD` for padding.
     """
     texts = [message.content for chat in chats for message in chat]
-    phrases = mine_phrases((text for chat in chats for text in _worded(chat)), minimum)
-    entities = mine_entities("\n".join(message.content for message in chat) for chat in chats)
-    pattern = "|".join([_ENTITY, *(re.escape(p) + _boundary(p) for p in phrases), _WORDS])
+    names = mine_names(chats)
+    phrases = mine_phrases((text for chat in chats for text in _worded(chat)), names, minimum)
+    pattern = "|".join(
+        [_NUMBERED, *([_any_of([*names, *phrases])] if names or phrases else []), _WORDS]
+    )
     split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     words = Tokenizer(models.BPE())
@@ -116,22 +164,40 @@ def train_tokenizer(
         show_progress=False,
     )
     words.train_from_iterator(texts, trainer)
-    return _assemble(words, split, to_bytes, [*entities, *phrases])
+    return _assemble(words, split, to_bytes, [*names, *phrases])
 
 
 def _worded(chat: Chat) -> list[str]:
-    """What the engine worded: all but the instruction, the context's last line.
+    """What the engine worded: all but the context's last line, which is often the instruction."""
+    return [chat[0].content.rpartition("\n")[0], *(m.content for m in chat[1:])]
 
-    The context goes line by line. A phrase that ran on into the next line would be another token
-    than the same words at the end of an observation, and copying would have to translate.
+
+def _any_of(pieces: Iterable[str]) -> str:
+    """Returns a regular expression that matches the longest of some literal texts.
+
+    Common beginnings are written once: an engine that tries alternatives in turn would be 30 times
+    slower on a flat list of a thousand.
     """
-    lines = chat[0].content.split("\n")[:-1]
-    return ["\n" * (i > 0) + line for i, line in enumerate(lines)] + [m.content for m in chat[1:]]
+    return _branches(sorted(set(pieces)), "")
 
 
-def _boundary(phrase: str) -> str:
-    """A phrase that ends within a word must not cut a longer word in two."""
-    return r"(?![A-Za-z0-9])" if phrase[-1].isalnum() else ""
+def _branches(tails: Sequence[str], before: str) -> str:
+    groups: dict[str, list[str]] = {}
+    for tail in filter(None, tails):
+        groups.setdefault(tail[0], []).append(tail)
+    options = []
+    for group in groups.values():
+        shared = os.path.commonprefix(group)  # noqa: RUF071 - by character, as it should be
+        rest = [tail[len(shared) :] for tail in group]
+        options.append(re.escape(shared) + _branches(rest, shared[-1]))
+    if "" in tails:
+        options.append(_boundary(before))
+    return options[0] if len(options) == 1 else f"(?:{'|'.join(options)})"
+
+
+def _boundary(piece: str) -> str:
+    """A piece that ends within a word must not cut a longer word in two."""
+    return r"(?![A-Za-z0-9])" if piece[-1].isalnum() else ""
 
 
 def _assemble(

@@ -31,6 +31,18 @@ _TOLD_STATES = ("edible", "sharp", "drinkable")
 # Facts that no command changes.
 _FIXED = re.compile(r"link|free|match|base|out|cooking_location|ingredient_\d|\w+_of")
 
+# ``[box open, empty: It is empty!]``, ``[gate open:an open|a closed]``; ``<box>``: what it holds.
+_VARIANTS = re.compile(r"\[([^\]]*)\]")
+_CONDITION = re.compile(
+    r"(?:(.+?) )?((?:open|closed|locked)(?:, (?:full|empty))?|full|empty):(.*)", re.DOTALL
+)
+# Where the wording of a variant is the same everywhere, there is nothing to look up.
+_STATE = re.compile(
+    r"an? (?:open|opened|closed|locked)|It is (?:open|closed|locked)\.|You can see inside it\.|"
+    r"You can't see inside it because the lid's in your way\.|There is a lock on it\."
+)
+_SLOT = re.compile(r"<([^>]*)>")
+
 Thing = Mapping[str, Any]
 
 
@@ -60,44 +72,94 @@ def _with_article(name: str) -> str:
 
 
 def engine_context(scenario: Scenario) -> str:
-    """Words a scenario for the embedded models: rooms, doors, things, what counts, the quest."""
+    """Words a scenario for the embedded models: map, rooms, doors, things, what counts, the quest.
+
+    A room stands as it shows at first, so that going there is copying; below it, what can take the
+    place of its sentences, and what its containers hold. Of the map there is one line for each way.
+    """
     hidden = scenario.hidden
-    blocks = ["\n".join(_room_lines(room, hidden["things"])) for room in hidden["rooms"]]
+    states = _states(hidden)
     carried = [t for t in hidden["things"] if t["where"] == ["in", "I"]]
-    blocks += [
-        "\n".join(_belongings(hidden, carried)),
+    blocks = [
+        "\n".join(way for room in hidden["rooms"] for way in _ways(room)),
+        *("\n".join(_room_lines(room, hidden["things"], states)) for room in hidden["rooms"]),
+        "\n".join(_belongings(hidden, carried, states)),
         "\n".join(_endings(hidden["quests"])),
         f"You are in the {hidden['player']}. {scenario.instruction}".strip(),
     ]
     return "\n\n".join(block for block in blocks if block)
 
 
-def _room_lines(room: Mapping[str, Any], things: Sequence[Thing]) -> Iterator[str]:
+def _ways(room: Mapping[str, Any]) -> Iterator[str]:
+    for way, other in room["exits"].items():
+        yield " ".join(["from", room["name"], way, other, room["doors"].get(way, "")]).rstrip()
+
+
+def _states(hidden: Mapping[str, Any]) -> dict[str, str]:
+    """Returns of each door and thing what conditions may ask: ``open full``."""
+    states = {door["name"]: door["state"] for door in hidden["doors"]}
+    for thing in hidden["things"]:
+        shown = [state for state in thing["states"] if state in _LOCK_STATES]
+        filled = "full" if _held(thing, hidden["things"]) else "empty"
+        states[thing["name"]] = " ".join([*shown, filled])
+    return states
+
+
+def _held(holder: Thing, things: Sequence[Thing]) -> list[Thing]:
+    return [thing for thing in things if thing["where"] and thing["where"][1] == holder["name"]]
+
+
+def _room_lines(
+    room: Mapping[str, Any], things: Sequence[Thing], states: Mapping[str, str]
+) -> Iterator[str]:
     yield f"-= {room['name'].title()} =-"
-    yield room["text"]
-    ways = (
-        f"{way}: {other}" + (f" ({room['doors'][way]})" if way in room["doors"] else "")
-        for way, other in room["exits"].items()
-    )
-    yield "; ".join(ways)
+    others: list[str] = []
+    held = {thing["name"]: listing(_held(thing, things)) for thing in things}
+    text = _VARIANTS.sub(lambda match: _shown(match[1], "", states, others), room["text"])
+    yield _SLOT.sub(lambda match: held.get(match[1], match[0]), text).strip()
     here = [thing for thing in things if thing["where"] == ["at", room["name"]]]
     floor = [thing for thing in here if thing["type"] not in FIXTURES]
     if floor:
-        yield f"on the floor: {listing(floor)}"
+        yield f"\nThere is {listing(floor)} on the floor."
+    yield from others
     for holder in here:
         if holder["type"] in FIXTURES:
-            held = [t for t in things if t["where"] and t["where"][1:] == [holder["name"]]]
-            states = [state for state in holder["states"] if state in _LOCK_STATES]
-            yield f"{', '.join([holder['name'], *states])}: {listing(held)}"
+            locks = [state for state in holder["states"] if state in _LOCK_STATES]
+            yield f"{', '.join([holder['name'], *locks])}: {held[holder['name']]}"
 
 
-def _belongings(hidden: Mapping[str, Any], carried: Sequence[Thing]) -> Iterator[str]:
+def _shown(variants: str, noun: str, states: Mapping[str, str], others: list[str]) -> str:
+    """Returns the variant of a sentence that shows at first; notes the others.
+
+    Conditions that name nothing are about ``noun``.
+    """
+    shown = None
+    for variant in variants.split("|"):
+        match = _CONDITION.fullmatch(variant)
+        subject, wanted, text = match.groups() if match else (None, "", variant)
+        subject = subject or noun
+        true = set(wanted.replace(",", "").split()) <= set(states.get(subject, "").split())
+        if shown is None and true:
+            shown = text
+        elif text.strip() and not _STATE.fullmatch(text.strip()):
+            others.append(
+                f"{subject} {wanted}: {text.strip()}" if match else f"else: {text.strip()}"
+            )
+    return shown or ""
+
+
+def _belongings(
+    hidden: Mapping[str, Any], carried: Sequence[Thing], states: Mapping[str, str]
+) -> Iterator[str]:
     yield f"carried: {listing(carried)}"
-    for door in hidden["doors"]:
-        yield f"{door['name']}, {door['state']}: {door['text']}"
-    for thing in hidden["things"]:
-        states = [state for state in thing["states"] if state in _TOLD_STATES]
-        yield f"{', '.join([thing['name'], *states])}: {thing['text']}"
+    for noun in (*hidden["doors"], *hidden["things"]):
+        told = [state for state in noun.get("states", ()) if state in _TOLD_STATES]
+        told = [noun["state"]] if "state" in noun else told
+        others: list[str] = []
+        name = noun["name"]
+        text = _VARIANTS.sub(lambda match: _shown(match[1], name, states, others), noun["text"])  # noqa: B023
+        yield f"{', '.join([name, *told])}: {text}"
+        yield from others
     for key, locked in hidden["keys"].items():
         yield f"{key} opens {locked}"
 
