@@ -1,10 +1,12 @@
 """ScienceWorld's engine: this package's twin against scienceworld's own, same games and commands.
 
-    python benchmarks/scienceworld_engine.py --games 10 --loads 300 --json out.json
+    python benchmarks/scienceworld_engine.py --games 10 --episodes 300 --json out.json
 
 Plays the engine's own solutions in both and compares what they say, up to the order of lists that
 the stock engine leaves open. Times are CPU seconds of this process and of the JVM together, which
-other work on the machine does not change much. Linux only: it reads ``/proc``.
+other work on the machine does not change much. Then it plays many episodes in the twin alone, one
+of each task in turn, and adds up the resident memory of this process and of the JVM. Linux only:
+it reads ``/proc``.
 """
 
 from __future__ import annotations
@@ -26,6 +28,18 @@ from gym_llmworld.worlds.scienceworld import canonical
 
 # What the engine itself answers differently from run to run is no measure of agreement.
 _RANDOM_TASKS = ("grow-", "mendelian-", "use-thermometer")
+
+# A walk through the house, from wherever a game begins; what is not there is refused.
+_PLACES = ("hallway", "kitchen", "bathroom", "outside", "foundry", "greenhouse", "workshop")
+_TOUR = (
+    *("look around", "inventory", "open door to hallway", "go to hallway", "look around"),
+    *(
+        command
+        for place in _PLACES
+        for command in (f"open door to {place}", f"go to {place}", "look around", "wait1")
+    ),
+    *("open cupboard", "look in cupboard", "pick up thermometer", "inventory", "wait"),
+)
 
 
 def jvm_seconds(process_id: int) -> float:
@@ -71,12 +85,26 @@ def walk(step: Callable[[str], Any], commands: Sequence[str]) -> list[Any]:
     return [step(command) for command in commands]
 
 
+def memory_of_episodes(env: ScienceWorldEnv, count: int, steps: int) -> list[float]:
+    """Plays so many episodes; returns the memory of both processes after each, in MiB."""
+    memory = []
+    for i in range(count):
+        task = list(VARIATIONS)[i % len(VARIATIONS)]
+        game = Game(task, i // len(VARIATIONS) % VARIATIONS[task])
+        env.reset(options={"scenario": scenario_id(game)})
+        for command in _TOUR[:steps]:
+            if env.step(command)[2]:
+                break
+        memory.append(resident_mib(os.getpid()) + resident_mib(current_jvm().process_id))
+    return memory
+
+
 def main() -> None:
     """Runs the comparison and prints it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--games", type=int, default=10, help="one per task, in alphabetical order")
     parser.add_argument("--steps", type=int, default=40, help="at most, per game")
-    parser.add_argument("--loads", type=int, default=0, help="then load so many games, for memory")
+    parser.add_argument("--episodes", type=int, default=0, help="then play so many, for memory")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     from scienceworld import ScienceWorldEnv as Package
@@ -111,12 +139,7 @@ def main() -> None:
                     canonical(x[0]) == canonical(y[0]) for x, y in zip(said, expected, strict=True)
                 )
     package.close()
-    memory = [resident_mib(ours)]
-    for i in range(options.loads):
-        task = list(VARIATIONS)[i % len(VARIATIONS)]
-        env.reset(options={"scenario": scenario_id(Game(task, i % VARIATIONS[task]))})
-        env.step("look around")
-        memory.append(resident_mib(ours))
+    memory = memory_of_episodes(env, options.episodes, options.steps)
     env.close()
     figures = {
         "python": platform.python_version(),
@@ -131,9 +154,11 @@ def main() -> None:
         "list_commands_cpu_s": round(clocks["list commands"].per_call, 3),
         "describe_and_prove_cpu_s": round(described.per_call, 3),
         "observations_agree": f"{agreed}/{turns}",
-        "loads": options.loads,
-        "largest_rss_mib": round(max(memory)),
     }
+    if memory:
+        figures["episodes"] = len(memory)
+        figures["rss_mib_at_the_end"] = round(memory[-1])
+        figures["largest_rss_mib"] = round(max(memory))
     for name, value in figures.items():
         print(f"{name:28} {value}")
     if options.json:

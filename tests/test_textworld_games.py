@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("textworld", reason="needs the textworld extra")
 
 from gym_llmworld.core import Scenario
-from gym_llmworld.episodes import read_scenarios
+from gym_llmworld.episodes import read_scenarios, write_scenarios
 from gym_llmworld.errors import DataError, EngineError, ScenarioError
 from gym_llmworld.real import textworld_games, textworld_scenarios
 from gym_llmworld.real.textworld_engine import Play, replay
@@ -277,6 +277,18 @@ def test_write_games_goes_on_where_it_was(
     assert made.count(SPECS["custom"]) == 1
     assert sorted(p.name for p in path.parent.iterdir()) == ["scenarios.jsonl"]
     assert load_games(tmp_path, "train") == read_scenarios(path)
+
+
+def test_games_of_another_generator_are_not_mixed_in(tmp_path: Path) -> None:
+    old = scenario("custom").to_json()
+    old["real"]["generator"] = 0
+    target = tmp_path / "train" / "scenarios.jsonl"
+    target.parent.mkdir()
+    write_scenarios(target, [Scenario.from_json(old)])
+    with pytest.raises(ScenarioError, match="generator version 0; this is version 1"):
+        write_games(tmp_path, "train", 1)
+    with pytest.raises(ValueError, match="at least 1"):
+        write_games(tmp_path, "train", 0)
 
 
 def test_own_games_load(tmp_path: Path) -> None:

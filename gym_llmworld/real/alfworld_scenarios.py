@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import logging
-import multiprocessing
 import os
 import shutil
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 
 from gym_llmworld.core import Scenario
-from gym_llmworld.episodes import TruncatedLine, read_scenarios, write_scenarios
 from gym_llmworld.errors import EngineError, ScenarioError
 from gym_llmworld.real.alfworld_download import load_games, read_json
 from gym_llmworld.real.alfworld_engine import LoadedGame, Play, replay
@@ -23,12 +17,9 @@ from gym_llmworld.real.alfworld_games import Game, build_game, dump_game
 from gym_llmworld.real.alfworld_pddl import read_problem
 from gym_llmworld.real.alfworld_tasks import GENERATOR_VERSION, GameSpec, spec_stream, split_of
 from gym_llmworld.real.alfworld_views import first_view, hidden_state, task_facts
+from gym_llmworld.real.scenario_drafts import Progress, write_made_scenarios
 
 __all__ = ["game_scenario", "load_game", "load_games", "write_games"]
-
-_MAX_FAILURES = 20
-
-Progress = Callable[[int, int], None]
 
 _log = logging.getLogger(__name__)
 
@@ -96,114 +87,43 @@ def write_games(
 
     Raises:
         ScenarioError: There is no such split, or another generator version made what is there.
+        EngineError: More than 20 games cannot be solved.
         ValueError: ``n`` or ``workers`` is less than 1.
         MissingDependency: alfworld is not installed.
     """
-    if n < 1 or workers < 1:
-        raise ValueError(f"n and workers must be at least 1, got n={n}, workers={workers}")
     folder = Path(out_dir) / split
-    target = folder / "scenarios.jsonl"
-    draft = folder / "scenarios.jsonl.part"
-    specs = spec_stream(split, seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    done = {s.id: s for file in (target, draft) if file.is_file() for s in _read_draft(file)}
-    written: list[Scenario] = []
-    with draft.open("a", encoding="utf-8") as file:
-        _end_line(draft)
-        for scenario in _solvable(specs, n, folder, done, workers, scenarios_only):
-            if scenario.id not in done:
-                file.write(json.dumps(scenario.to_json(), ensure_ascii=False) + "\n")
-                file.flush()
-            written.append(scenario)
-            if progress is not None:
-                progress(len(written), n)
-    write_scenarios(target, written)
-    draft.unlink()
-    return target
-
-
-def _read_draft(path: Path) -> list[Scenario]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TruncatedLine)
-        scenarios = read_scenarios(path)
-    versions = {s.real.get("generator") for s in scenarios} - {GENERATOR_VERSION}
-    if versions:
-        raise ScenarioError(
-            f"{path} holds games of generator version {versions.pop()}; this is version "
-            f"{GENERATOR_VERSION}. Choose another folder, or remove that one"
-        )
-    return scenarios
-
-
-def _end_line(path: Path) -> None:
-    """Cuts away what an interrupted write left of a line."""
-    content = path.read_bytes()
-    os.truncate(path, content.rfind(b"\n") + 1)
-
-
-def _solvable(
-    specs: Iterator[GameSpec],
-    n: int,
-    folder: Path,
-    done: Mapping[str, Scenario],
-    workers: int,
-    scenarios_only: bool,
-) -> Iterator[Scenario]:
-    found = failures = 0
-    jobs = ((spec, done.get(_id(spec)), None if scenarios_only else folder) for spec in specs)
-    with _Mapper(workers) as run:
-        while found < n:
-            for scenario in run(list(itertools.islice(jobs, min(n - found, 16 * workers)))):
-                if scenario is not None:
-                    found += 1
-                    yield scenario
-                    continue
-                failures += 1
-                if failures > _MAX_FAILURES:
-                    raise EngineError(
-                        f"{failures} of {found + failures} generated games cannot be solved in the "
-                        "engine; expected next to none. Is this a supported alfworld version?"
-                    )
+    files = None if scenarios_only else folder
+    return write_made_scenarios(
+        folder / "scenarios.jsonl",
+        spec_stream(split, seed),
+        n,
+        make=partial(_make, folder=files),
+        name=_id,
+        kept=partial(_has_files, folder=files),
+        generator=GENERATOR_VERSION,
+        max_failure_share=0.0,
+        workers=workers,
+        progress=progress,
+    )
 
 
 def _id(spec: GameSpec) -> str:
     return f"{split_of(spec)}/{spec.task}/{spec.seed}"
 
 
-Job = tuple[GameSpec, Scenario | None, Path | None]
+def _has_files(spec: GameSpec, *, folder: Path | None) -> bool:
+    return folder is None or (folder / spec.task / spec.trial).is_dir()
 
 
-class _Mapper:
-    """``map`` in this process or in several."""
-
-    def __init__(self, workers: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(workers, mp_context=context) if workers > 1 else None
-
-    def __enter__(self) -> Callable[[list[Job]], Iterable[Scenario | None]]:
-        if self._pool is None:
-            return lambda jobs: map(_make, jobs)
-        pool = self._pool
-        return lambda jobs: pool.map(_make, jobs)
-
-    def __exit__(self, *error: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-
-def _make(job: Job) -> Scenario | None:
-    spec, known, folder = job
-    place = None if folder is None else folder / spec.task / spec.trial
-    if known is not None and (place is None or place.is_dir()):
-        return known
+def _make(spec: GameSpec, *, folder: Path | None) -> Scenario | None:
     game = build_game(spec)
     try:
-        scenario = known or game_scenario(game)
+        scenario = game_scenario(game)
     except EngineError as error:
         _log.warning("left out: %s", error)
         return None
-    if place is not None and not place.is_dir():
-        _write_files(place, dump_game(game))
+    if folder is not None and not _has_files(spec, folder=folder):
+        _write_files(folder / spec.task / spec.trial, dump_game(game))
     return scenario
 
 

@@ -15,12 +15,11 @@ from typing import TypeVar
 
 from gym_llmworld.core import Scenario
 from gym_llmworld.episodes import TruncatedLine, read_scenarios, write_scenarios
-from gym_llmworld.errors import EngineError
+from gym_llmworld.errors import EngineError, ScenarioError
 
 Progress = Callable[[int, int], None]
 S = TypeVar("S")
 
-_MAX_FAILURE_SHARE = 0.5
 _MIN_FAILURES = 20
 
 
@@ -31,6 +30,9 @@ def write_made_scenarios(
     *,
     make: Callable[[S], Scenario | None],
     name: Callable[[S], str],
+    kept: Callable[[S], bool] | None = None,
+    generator: int | None = None,
+    max_failure_share: float = 0.5,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Path:
@@ -44,6 +46,10 @@ def write_made_scenarios(
         n: How many.
         make: Returns None when a spec is not possible. Picklable when ``workers`` > 1.
         name: Id of a spec's scenario.
+        kept: Tells whether what ``make`` left beside the scenario is still there; where it is not,
+            a spec is made again.
+        generator: Version of the generator that ``make`` runs, as in ``Scenario.real``.
+        max_failure_share: So many of the specs may be impossible, or 20 where that is more.
         workers: Processes.
         progress: Called with how many are done and ``n``.
 
@@ -51,15 +57,26 @@ def write_made_scenarios(
         ``target``.
 
     Raises:
-        EngineError: More than half of the specs are not possible.
+        ValueError: ``n`` or ``workers`` is less than 1.
+        ScenarioError: Another generator version made what is there.
+        EngineError: Too many of the specs are not possible.
     """
+    if n < 1 or workers < 1:
+        raise ValueError(f"n and workers must be at least 1, got n={n}, workers={workers}")
     draft = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
-    done = {s.id: s for file in (target, draft) if file.is_file() for s in _read_draft(file)}
+    files = [file for file in (target, draft) if file.is_file()]
+    done = {s.id: s for file in files for s in _read_draft(file, generator)}
+
+    def missing(spec: S) -> bool:
+        return name(spec) not in done or not (kept is None or kept(spec))
+
+    possible = _possible(specs, n, make, missing, max_failure_share, workers)
     written: list[Scenario] = []
     with draft.open("a", encoding="utf-8") as file:
         _end_line(draft)
-        for scenario in _possible(specs, n, done, make, name, workers):
+        for spec, made in possible:
+            scenario = made or done[name(spec)]
             if scenario.id not in done:
                 file.write(json.dumps(scenario.to_json(), ensure_ascii=False) + "\n")
                 file.flush()
@@ -74,25 +91,26 @@ def write_made_scenarios(
 def _possible(
     specs: Iterator[S],
     n: int,
-    done: dict[str, Scenario],
     make: Callable[[S], Scenario | None],
-    name: Callable[[S], str],
+    missing: Callable[[S], bool],
+    max_failure_share: float,
     workers: int,
-) -> Iterator[Scenario]:
+) -> Iterator[tuple[S, Scenario | None]]:
+    """Yields ``n`` possible specs, each with its scenario if that was missing."""
     found = failures = 0
     with _mapper(workers) as run:
         while found < n:
             batch = list(itertools.islice(specs, min(n - found, 16 * workers)))
-            made = run(make, [spec for spec in batch if name(spec) not in done])
-            fresh = iter(made)
-            for spec in batch:
-                scenario = done.get(name(spec)) or next(fresh)
-                if scenario is not None:
+            wanted = [missing(spec) for spec in batch]
+            made = iter(run(make, list(itertools.compress(batch, wanted))))
+            for spec, is_missing in zip(batch, wanted, strict=True):
+                scenario = next(made) if is_missing else None
+                if scenario is not None or not is_missing:
                     found += 1
-                    yield scenario
+                    yield spec, scenario
                     continue
                 failures += 1
-                if failures > max(_MIN_FAILURES, _MAX_FAILURE_SHARE * (found + failures)):
+                if failures > max(_MIN_FAILURES, max_failure_share * (found + failures)):
                     raise EngineError(
                         f"{failures} of {found + failures} games cannot be made or solved; "
                         "expected next to none. Is this a supported version of the engine?"
@@ -115,10 +133,17 @@ def _mapper(
             pool.shutdown(cancel_futures=True)
 
 
-def _read_draft(path: Path) -> list[Scenario]:
+def _read_draft(path: Path, generator: int | None) -> list[Scenario]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncatedLine)
-        return read_scenarios(path)
+        scenarios = read_scenarios(path)
+    others = {s.real.get("generator") for s in scenarios} - {generator}
+    if generator is not None and others:
+        raise ScenarioError(
+            f"{path} holds games of generator version {others.pop()}; this is version "
+            f"{generator}. Choose another folder, or remove that one"
+        )
+    return scenarios
 
 
 def _end_line(path: Path) -> None:

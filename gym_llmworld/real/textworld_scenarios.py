@@ -179,7 +179,8 @@ def write_games(
         The path of ``<out_dir>/<split>/scenarios.jsonl``.
 
     Raises:
-        ScenarioError: There is no such split or kind.
+        ScenarioError: There is no such split or kind, or another generator version made what is
+            there.
         EngineError: More than half of the games cannot be made.
         MissingDependency: textworld is not installed.
     """
@@ -190,6 +191,7 @@ def write_games(
         n,
         make=_possible_scenario,
         name=_id,
+        generator=GENERATOR_VERSION,
         workers=workers,
         progress=progress,
     )
