@@ -44,16 +44,19 @@ CHAT_TEMPLATE = (
 )
 
 _NUMBERED = r" [a-z]+ [0-9]+(?![0-9A-Za-z])"
-# What is neither a name nor a phrase: words with their blank, single digits, runs of the rest.
-_WORDS = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
+# What is neither a name nor a phrase: words with their blank, pairs of digits, runs of the rest.
+_WORDS = r" ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+"
 
-# ``move glass cup to sink``: verb, then names between prepositions.
+# ``move glass cup to sink``, ``click[buy now]``: verb, then names between prepositions.
+_VERB = re.compile(r"\s*\w+[ \[]")
 _BETWEEN_NAMES = re.compile(
     r"[^\w' -]+|\b(?:at|around|down|from|in|into|off|on|onto|out|over|the|to|under|up|with)\b"
 )
 _NAME = re.compile(r"[A-Za-z][\w' -]*")
 # A phrase stays within its sentence and its line: what follows may be another every time.
-_SENTENCES = re.compile(r"(?= ?\n)(?<![\n ])|(?<=\n)(?=\S)|(?<=[.!?:])(?= )|(?=[\[|<])|(?<=[\]|>])")
+_SENTENCES = re.compile(
+    r"(?= ?\n)(?<![\n ])|(?<=\n)(?=\S)|(?<=[.!?:])(?= )|(?= ?[\[|<])(?<! )|(?<=[\]|>])"
+)
 
 
 def mine_names(chats: Iterable[Chat], minimum: int = 5) -> list[str]:
@@ -81,7 +84,7 @@ def mine_names(chats: Iterable[Chat], minimum: int = 5) -> list[str]:
 
 def _arguments(action: str) -> Iterator[str]:
     """Yields what an action names; its first word is the verb."""
-    for part in _BETWEEN_NAMES.split(action.strip().partition(" ")[2]):
+    for part in _BETWEEN_NAMES.split(_VERB.sub("", action, count=1)):
         if _NAME.fullmatch(name := part.strip()):
             yield name
 
@@ -123,7 +126,8 @@ def mine_phrases(
     counts: Counter[str] = Counter()
     for text in texts:
         for sentence in _SENTENCES.split(text):
-            counts.update(piece for piece in between.split(sentence) if piece)
+            # A blank at the end belongs to the word that follows.
+            counts.update(piece.rstrip(" ") for piece in between.split(sentence))
     frequent = [piece for piece, n in counts.most_common(limit) if n >= minimum]
     return _long_first(p for p in frequent if len(p) > 1)
 

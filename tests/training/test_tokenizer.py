@@ -45,8 +45,8 @@ def test_wordings_end_at_names_sentences_and_lines() -> None:
         " to the",
         " It is dark.",
         "\n\tA",
-        "(that is ",
-        "[a:b",
+        "(that is",
+        " [a:b",
         "|",
         "c]",
     } - {"|"}
