@@ -13,6 +13,19 @@ from typing import Annotated
 
 import typer
 
+from gym_llmworld import cli_data
+from gym_llmworld.cli_options import (
+    BackendName,
+    EnvId,
+    Games,
+    HtmlFile,
+    JsonFile,
+    MaxSteps,
+    ModelName,
+    PromptStyle,
+    Seed,
+    Split,
+)
 from gym_llmworld.cli_output import Commands, console, progress_bar, say, write_json
 
 EPILOG = """
@@ -21,6 +34,8 @@ EPILOG = """
 `llmworld demo` — an imagined episode as it happens, then imagined against real
 
 `llmworld play LLMWorld-ALFWorld-v0` — act; `--agent expert` to watch, `--real` for the real twin
+
+`llmworld scenarios alfworld` — the games that ship, by id
 
 `llmworld doctor` — what is installed, what is missing, the command that fixes it
 
@@ -44,37 +59,6 @@ app = typer.Typer(
     help="Learned LLM world models as Gymnasium environments, beside the real ones they mirror.",
 )
 
-EnvId = Annotated[str, typer.Argument(metavar="ID", help="For example LLMWorld-ALFWorld-v0.")]
-WorldKey = Annotated[str, typer.Argument(metavar="WORLD", help="For example alfworld.")]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        help="World model: folder, hub id, server URL, 'scripted:module:function'. "
-        "Default: the embedded one.",
-        show_default=False,
-    ),
-]
-BackendName = Annotated[str, typer.Option("--backend", help="Who runs the model.")]
-Games = Annotated[
-    str | None,
-    typer.Option(
-        help="Folder made by 'llmworld games'. Default: the games that ship with the package.",
-        show_default=False,
-    ),
-]
-Split = Annotated[
-    str | None,
-    typer.Option(help="Which games. Default: all but the training split.", show_default=False),
-]
-Seed = Annotated[int, typer.Option(help="Same seed, same games, same agents.")]
-MaxSteps = Annotated[int, typer.Option(min=1, help="Step limit of an episode.")]
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", help="Write the figures here.", show_default=False)
-]
-HtmlFile = Annotated[
-    Path | None, typer.Option("--html", help="Write the report here.", show_default=False)
-]
-
 
 @app.callback()
 def _options(
@@ -83,86 +67,18 @@ def _options(
     """Takes the options of all commands; `Commands` reads ``debug`` from the context."""
 
 
-@app.command()
-def games(
-    world_key: WorldKey,
-    out: Annotated[Path, typer.Option(help="Folder; continued if it exists.")],
-    split: Annotated[str, typer.Option(help="Rooms: seen in training or not.")] = "valid_unseen",
-    n: Annotated[int, typer.Option("--n", min=1, help="How many.")] = 40,
-    seed: Seed = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
-) -> None:
-    """Make new games for the real engine, each proven solvable, and the scenarios that start them.
-
-    Example: `llmworld games alfworld --out games --split valid_unseen --n 40 --seed 1`
-    """
-    from gym_llmworld.cli_worlds import real_games
-    from gym_llmworld.errors import ScenarioError
-    from gym_llmworld.worlds import get_world
-
-    world = get_world(world_key)
-    if split not in world.splits:
-        raise ScenarioError(f"no split {split!r}; expected one of {', '.join(world.splits)}")
-    write_games = real_games(world).write_games
-    with progress_bar("games") as progress:
-        written = write_games(out, split, n, seed, workers=workers, progress=progress)
-    say(f"games: {written}", "dim")
-
-
-@app.command()
-def collect(
-    world_key: WorldKey,
-    out: Annotated[Path, typer.Option(help="JSON Lines; appended to, a killed run resumes.")],
-    episodes: Annotated[int, typer.Option(min=1, help="How many to play.")],
-    games: Games = None,
-    split: Split = None,
-    policy: Annotated[
-        str, typer.Option(help="Agent, or a mixture such as 'expert:1,noisy:3'.")
-    ] = "noisy",
-    seed: Seed = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 plays in this one.")] = 1,
-    repeats: Annotated[
-        int, typer.Option(min=1, help="Episodes in a row from one game, which then loads once.")
-    ] = 1,
-    max_steps: MaxSteps = 50,
-) -> None:
-    """Play the *real* world with agents and keep the episodes, as data for training and evaluation.
-
-    Example: `llmworld collect alfworld --games games --policy expert:1,noisy:3 --episodes 1000
-    --seed 1 --workers 4 --out real.jsonl`
-    """
-    from gym_llmworld import collection
-    from gym_llmworld.cli_tables import collection_table
-    from gym_llmworld.cli_worlds import agent_makers, games_of
-    from gym_llmworld.worlds import get_world
-
-    world = get_world(world_key)
-    mixture = collection.parse_mixture(policy)
-    with progress_bar("episodes") as progress:
-        result = collection.collect(
-            world.real_id,
-            mixture,
-            games_of(world, games, split),
-            policies=agent_makers(world, ",".join(mixture), real=True),
-            repeats=repeats,
-            episodes=episodes,
-            out=out,
-            env_kwargs={"max_episode_steps": max_steps},
-            seed=seed,
-            workers=workers,
-            max_steps=max_steps,
-            progress=lambda done, total, _: progress(done, total),
-        )
-    console.print(collection_table(result.by_policy))
-    say(f"episodes: {out} ({result.resumed} of an earlier run), {result.seconds:.0f} s", "dim")
+app.command()(cli_data.games)
+app.command()(cli_data.scenarios)
+app.command()(cli_data.collect)
 
 
 @app.command()
 def evaluate(
     env_id: EnvId,
     episodes: Annotated[Path, typer.Option(help="Real episodes, made by 'llmworld collect'.")],
-    model: Model = None,
+    model: ModelName = None,
     backend: BackendName = "auto",
+    prompt_style: PromptStyle = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many episodes.")
     ] = None,
@@ -172,33 +88,23 @@ def evaluate(
 ) -> None:
     """Predict every turn of real episodes, one at a time: exact match, with two baselines.
 
+    Where the engine leaves the order of lists open (ScienceWorld), also with lists as sets.
+
     Example: `llmworld evaluate LLMWorld-ALFWorld-v0 --episodes real.jsonl --json em.json`
     """
     import itertools
 
+    from gym_llmworld.cli_compare import run_evaluate
     from gym_llmworld.cli_tables import evaluation_table
-    from gym_llmworld.cli_worlds import EMBEDDED, open_model, world_of
+    from gym_llmworld.cli_worlds import ModelChoice, check_episodes, world_of
     from gym_llmworld.episodes import read_episodes
-    from gym_llmworld.errors import DataError
-    from gym_llmworld.evaluation import evaluate_episodes
     from gym_llmworld.report import write_report
 
     world = world_of(env_id)
     real = list(itertools.islice(read_episodes(episodes), limit))
-    if not real:
-        raise DataError(f"{episodes} holds no episode; make some with: llmworld collect --help")
-    opened, protocol = open_model(world, model, backend)
-    with progress_bar("turns") as progress:
-        result = evaluate_episodes(
-            opened,
-            protocol,
-            real,
-            batch_size=batch_size,
-            max_tokens=world.max_tokens,
-            progress=progress,
-        )
-    opened.close()
-    data = result.to_json(env_id=env_id, model=model or EMBEDDED)
+    check_episodes(real, world, episodes)
+    choice = ModelChoice(model, backend, prompt_style)
+    data = run_evaluate(world, choice, real, batch_size=batch_size)
     console.print(evaluation_table(data))
     if json_file is not None:
         write_json(json_file, data)
@@ -215,43 +121,45 @@ def compare(
     episodes: Annotated[int, typer.Option(min=1, help="How many games.")] = 40,
     seed: Seed = 0,
     split: Split = None,
-    model: Model = None,
+    model: ModelName = None,
     backend: BackendName = "auto",
+    prompt_style: PromptStyle = None,
     num_envs: Annotated[int, typer.Option(min=1, help="Imagined worlds per batch.")] = 16,
-    max_steps: MaxSteps = 50,
+    max_steps: MaxSteps = None,
     json_file: JsonFile = None,
     html_file: HtmlFile = None,
 ) -> None:
     """Play the same games imagined and real: does success carry over.
 
     Real: success in the real world. WM: success that the model claims. W2R: the imagined actions,
-    replayed for real. CR = W2R / Real.
+    replayed for real. CR = W2R / Real. Claimed, not real: imagined success without W2R.
 
     Example: `llmworld compare LLMWorld-ALFWorld-v0 --agents expert,noisy --episodes 40 --seed 1
     --json cr.json --html cr.html`
     """
     from gym_llmworld.cli_compare import publish, run_compare
-    from gym_llmworld.cli_worlds import EMBEDDED, agent_makers, held_out, world_of
+    from gym_llmworld.cli_worlds import ModelChoice, agent_makers, held_out, world_of
 
     world = world_of(env_id)
     makers = agent_makers(world, agents)
     scenarios = held_out(world, games, split, episodes, seed)
     if len(scenarios) < episodes:
         say(f"There are only {len(scenarios)} such games; playing each once.", "yellow")
+    choice = ModelChoice(model, backend, prompt_style)
     result = run_compare(
         world,
         makers,
         scenarios,
         seed=seed,
-        model=model,
-        backend=backend,
+        model=choice,
         games=games,
         num_envs=num_envs,
         max_steps=max_steps,
     )
     publish(
         result,
-        model=model or EMBEDDED,
+        model=choice.name,
+        prompt_style=choice.style(world),
         json_file=json_file,
         html_file=html_file,
         command=_command_line(),
@@ -266,14 +174,16 @@ def play(
     ] = None,
     real: Annotated[bool, typer.Option("--real", help="Play the real twin.")] = False,
     scenario: Annotated[
-        str | None, typer.Option(help="Id of a scenario. Default: drawn.", show_default=False)
+        str | None,
+        typer.Option(help="Id, see 'llmworld scenarios'. Default: drawn.", show_default=False),
     ] = None,
     games: Games = None,
     split: Split = None,
     seed: Seed = 0,
-    model: Model = None,
+    model: ModelName = None,
     backend: BackendName = "auto",
-    max_steps: MaxSteps = 50,
+    prompt_style: PromptStyle = None,
+    max_steps: MaxSteps = None,
 ) -> None:
     """Act in an imagined world, or watch an agent act, turn by turn.
 
@@ -282,27 +192,32 @@ def play(
     """
     import gymnasium as gym
 
-    from gym_llmworld.cli_play import Console, watch
-    from gym_llmworld.cli_worlds import agent_maker, held_out, imagined_options, world_of
-    from gym_llmworld.scenarios import ScenarioStore
+    from gym_llmworld.cli_play import Console, read_line, watch
+    from gym_llmworld.cli_worlds import ModelChoice, agent_maker, held_out, scenario_of, world_of
+    from gym_llmworld.comparison import step_limits
 
     world = world_of(env_id)
     if scenario is not None:
-        start = ScenarioStore(world.key, games).get(scenario)
+        start = scenario_of(world, games, scenario)
     else:
         [start] = held_out(world, games, split, 1, seed)
     maker = None if agent is None else agent_maker(world, agent)
     # A scenario says all that the real twin needs.
-    options = {} if real else imagined_options(model, backend, games, [start])
+    choice = ModelChoice(model, backend, prompt_style)
+    options = {} if real else choice.options(games, [start])
+    limit = max_steps or step_limits([start], world.max_episode_steps)[0]
     env = gym.make(
-        world.real_id if real else world.imagined_id, disable_env_checker=True, **options
+        world.real_id if real else world.imagined_id,
+        disable_env_checker=True,
+        max_episode_steps=limit,
+        **options,
     )
     try:
         if maker is not None:
-            watch(env, maker(), start, seed=seed, max_steps=max_steps)
+            watch(env, maker(), start, seed=seed, max_steps=limit)
         else:
             # Without wrappers: a step limit would not know of /undo.
-            Console(env.unwrapped, start, seed=seed, read=console.input).run()
+            Console(env.unwrapped, start, seed=seed, read=read_line).run()
     finally:
         env.close()
 
@@ -317,8 +232,9 @@ def bench(
     cost_action: Annotated[str, typer.Option(help="Its action, over and over.")] = "inventory",
     games: Games = None,
     seed: Seed = 0,
-    model: Model = None,
+    model: ModelName = None,
     backend: BackendName = "auto",
+    prompt_style: PromptStyle = None,
     json_file: JsonFile = None,
 ) -> None:
     """Measure steps per second, alone and many worlds at once, and the cost of a growing history.
@@ -327,16 +243,11 @@ def bench(
     """
     from gym_llmworld import cli_bench
     from gym_llmworld.cli_tables import bench_table
-    from gym_llmworld.cli_worlds import (
-        EMBEDDED,
-        agent_maker,
-        held_out,
-        imagined_options,
-        world_of,
-    )
+    from gym_llmworld.cli_worlds import ModelChoice, agent_maker, held_out, world_of
 
     world = world_of(env_id)
     sizes = cli_bench.parse_sizes(num_envs)
+    choice = ModelChoice(model, backend, prompt_style)
     with progress_bar("measurements") as progress:
         data = cli_bench.bench(
             env_id,
@@ -346,8 +257,8 @@ def bench(
             cost_steps=cost_steps,
             cost_action=cost_action,
             seed=seed,
-            options=imagined_options(model, backend, games, held_out(world, games, None, 1, seed)),
-            model=model or EMBEDDED,
+            options=choice.options(games, held_out(world, games, None, 1, seed)),
+            model=choice.name,
             progress=progress,
         )
     console.print(bench_table(data, cli_bench.speed_up(data["rows"])))
@@ -379,7 +290,7 @@ def demo(
     env_id: Annotated[str, typer.Argument(metavar="[ID]")] = "LLMWorld-ALFWorld-v0",
     games: Annotated[int, typer.Option(min=1, help="How many held-out games.")] = 20,
     seed: Seed = 0,
-    model: Model = None,
+    model: ModelName = None,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("out"),
 ) -> None:
     """Show an imagined episode as it happens, then imagined against real, with an HTML report."""

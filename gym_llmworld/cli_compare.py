@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,8 @@ from gym_llmworld.agents import Agent
 from gym_llmworld.cli_output import console, progress_bar, say, write_json
 from gym_llmworld.cli_play import watch
 from gym_llmworld.cli_tables import comparison_table, evaluation_table
-from gym_llmworld.cli_worlds import (
-    EMBEDDED,
-    agent_makers,
-    held_out,
-    imagined_options,
-    open_model,
-)
-from gym_llmworld.comparison import Comparison, Trial, compare
+from gym_llmworld.cli_worlds import ModelChoice, agent_makers, held_out
+from gym_llmworld.comparison import Comparison, Trial, compare, step_limits
 from gym_llmworld.core import Episode, Scenario, Step
 from gym_llmworld.evaluation import evaluate_episodes
 from gym_llmworld.protocol import SUCCESS_MARKER
@@ -80,13 +74,13 @@ def run_compare(
     scenarios: list[Scenario],
     *,
     seed: int,
-    model: str | None,
-    backend: str,
+    model: ModelChoice,
     games: str | None,
-    num_envs: int,
-    max_steps: int,
+    num_envs: int = 16,
+    max_steps: int | None = None,
 ) -> Comparison:
-    """Compares with a progress bar."""
+    """Compares with a progress bar; without ``max_steps`` every game can be solved in time."""
+    _say_doubt(world, model)
     with progress_bar("imagined, real, replayed") as progress:
         return compare(
             world.imagined_id,
@@ -95,9 +89,9 @@ def run_compare(
             real_id=world.real_id,
             seed=seed,
             num_envs=num_envs,
-            max_steps=max_steps,
+            max_steps=max_steps or step_limits(scenarios, world.max_episode_steps),
             rejection=world.rejection,
-            imagined_options=imagined_options(model, backend, games, scenarios),
+            imagined_options=model.options(games, scenarios),
             progress=progress,
         )
 
@@ -106,13 +100,14 @@ def publish(
     comparison: Comparison,
     *,
     model: str,
+    prompt_style: str,
     json_file: Path | None,
     html_file: Path | None,
     command: str,
     evaluation: Mapping[str, Any] | None = None,
 ) -> None:
     """Prints the tables and writes the files."""
-    data = comparison.to_json(model=model)
+    data = comparison.to_json(model=model, prompt_style=prompt_style)
     console.print(comparison_table(data))
     if evaluation is not None:
         console.print(evaluation_table(evaluation))
@@ -142,28 +137,27 @@ def demo(world: World, *, model: str | None, games: int, seed: int, out: Path) -
         out: Folder for ``demo.html`` and ``demo.json``.
     """
     scenarios = held_out(world, None, None, games, seed)
-    options = imagined_options(model, "auto", None, scenarios)
+    choice = ModelChoice(model)
+    options = choice.options(None, scenarios)
     say(f"An episode in {world.imagined_id}. Every answer is the world model's.\n", "bold")
-    env = gym.make(world.imagined_id, disable_env_checker=True, **options)
-    watch(env, world.agents["expert"](), scenarios[0], seed=seed, max_steps=world.max_episode_steps)
+    [limit] = step_limits(scenarios[:1], world.max_episode_steps)
+    env = gym.make(world.imagined_id, disable_env_checker=True, max_episode_steps=limit, **options)
+    watch(env, world.agents["expert"](), scenarios[0], seed=seed, max_steps=limit)
     say(f"\nThe same {len(scenarios)} held-out games, imagined and real.\n", "bold")
     comparison = run_compare(
         world,
         agent_makers(world, DEMO_AGENTS),
         scenarios,
         seed=seed,
-        model=model,
-        backend="auto",
+        model=choice,
         games=None,
-        num_envs=16,
-        max_steps=world.max_episode_steps,
     )
-    name = model or EMBEDDED
-    evaluation = _evaluate_real(world, model, name, comparison)
+    evaluation = _evaluate_real(world, choice, comparison)
     env.close()
     publish(
         comparison,
-        model=name,
+        model=choice.name,
+        prompt_style=choice.style(world),
         json_file=out / "demo.json",
         html_file=out / "demo.html",
         command=f"llmworld demo --games {games} --seed {seed}",
@@ -171,15 +165,32 @@ def demo(world: World, *, model: str | None, games: int, seed: int, out: Path) -
     )
 
 
-def _evaluate_real(
-    world: World, model: str | None, name: str, comparison: Comparison
-) -> dict[str, Any]:
+def _evaluate_real(world: World, model: ModelChoice, comparison: Comparison) -> dict[str, Any]:
     """Predicts the turns of the real episodes that the comparison has just played."""
     episodes = [t.real for rows in comparison.trials.values() for t in rows if t.real is not None]
-    backend, protocol = open_model(world, model, "auto")
-    with progress_bar("turn by turn") as progress:
+    return run_evaluate(world, model, episodes)
+
+
+def _say_doubt(world: World, model: ModelChoice) -> None:
+    if doubt := model.doubt(world):
+        say(doubt, "yellow")
+
+
+def run_evaluate(
+    world: World, model: ModelChoice, episodes: Sequence[Episode], *, batch_size: int = 64
+) -> dict[str, Any]:
+    """Predicts the turns of real episodes, with a progress bar; returns the report."""
+    _say_doubt(world, model)
+    backend, protocol = model.open(world)
+    with progress_bar("turns") as progress:
         result = evaluate_episodes(
-            backend, protocol, episodes, max_tokens=world.max_tokens, progress=progress
+            backend,
+            protocol,
+            episodes,
+            batch_size=batch_size,
+            max_tokens=world.max_tokens,
+            canonical=world.canonical,
+            progress=progress,
         )
     backend.close()
-    return result.to_json(env_id=world.imagined_id, model=name)
+    return result.to_json(env_id=world.imagined_id, model=model.name, prompt_style=protocol.style)

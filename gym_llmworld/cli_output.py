@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,21 +30,29 @@ class Commands(TyperGroup):
     """A command group whose expected errors end with one line and exit status 2.
 
     Expected are the package's own errors, Gymnasium's (an unknown id, ...), those of the file
-    system and values that do not fit. With ``--debug`` they keep their traceback.
+    system and values that do not fit. With ``--debug`` they keep their traceback. Warnings take one
+    line each, too: which line of which module gave them tells a user nothing.
     """
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the chosen command."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
         except (WorldModelError, gym.error.Error, OSError, ValueError) as error:
             if ctx.params.get("debug"):
                 raise
-            name = type(error).__name__
-            messages.print(
-                Text.assemble((f"{name}: ", "bold red"), _harmless(" ".join(str(error).split())))
-            )
+            _note(type(error).__name__, str(error), "bold red")
             raise typer.Exit(EXIT_ERROR) from error
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    _note(category.__name__, str(message), "yellow")
+
+
+def _note(name: str, text: str, style: str) -> None:
+    messages.print(Text.assemble((f"{name}: ", style), _harmless(" ".join(text.split()))))
 
 
 @contextlib.contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 
 from gym_llmworld.agents import Agent
-from gym_llmworld.cli_output import say
+from gym_llmworld.cli_output import console, say
 from gym_llmworld.core import Scenario
 from gym_llmworld.env import WorldModelEnv
 from gym_llmworld.imagination import Snapshot
@@ -21,6 +22,19 @@ Type an action, for example: look
   /back                     return to the last remembered point
   /restart                  start the episode again
   /quit                     leave"""
+
+
+def read_line(prompt: str) -> str:
+    """Asks for a line, and shows one that nobody typed, so that a transcript reads as an episode.
+
+    Raises:
+        EOFError: There are no more.
+    """
+    if sys.stdin.isatty():
+        return console.input(prompt)
+    line = input()
+    say(f"\n{prompt}{line}", "bold cyan")
+    return line
 
 
 def watch(

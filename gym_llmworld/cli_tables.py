@@ -10,7 +10,7 @@ from rich.text import Text
 
 from gym_llmworld.collection import Tally
 from gym_llmworld.doctor import Finding
-from gym_llmworld.report import EM_LABELS, agent_rows, number
+from gym_llmworld.report import COMPARISON_LABELS, agent_rows, em_rows, limits_text, number
 
 _FINDING_STYLES = {"ok": "green", "optional": "dim", "missing": "bold red", "broken": "bold red"}
 
@@ -25,19 +25,24 @@ def _table(title: str, first: str, *others: str) -> Table:
 
 def comparison_table(data: Mapping[str, Any]) -> Table:
     """Returns the table of a ``llmworld compare`` report."""
-    headings = ("Real", "WM", "W2R", "CR", "CR paired", "n", "errors")
+    headings = (*COMPARISON_LABELS.values(), "n", "errors")
     table = _table(f"{data['env_id']} against the real world", "agent", *headings)
     for name, row in agent_rows(data):
-        figures = [number(row[key]) for key in ("real", "wm", "w2r", "cr", "cr_paired")]
+        figures = [number(row[key]) for key in COMPARISON_LABELS]
         table.add_row(name, *figures, str(row["n"]), str(row.get("errors", "")))
+    table.caption = f"most steps: {limits_text(data)}"
+    unanswered = sum(row["unanswered"] for row in data["agents"].values())
+    if unanswered:
+        table.caption += f"; {unanswered} imagined episodes ended without a usable answer"
     return table
 
 
 def evaluation_table(data: Mapping[str, Any]) -> Table:
     """Returns the table of a ``llmworld evaluate`` report."""
-    table = _table(f"Exact match of {data['model']}", "turns", "EM", "n")
-    for key, label in EM_LABELS.items():
-        table.add_row(label, number(data["em"][key], 4), str(data["counts"][key]["n"]))
+    title = f"Exact match of {data['model']} (prompt style {data['prompt_style']})"
+    table = _table(title, "turns", "EM", "n")
+    for row in em_rows(data):
+        table.add_row(*row)
     wrong = ", ".join(f"{n} {reason}" for reason, n in data["errors"].items())
     table.caption = f"without a complete answer: {wrong or 'none'}"
     return table

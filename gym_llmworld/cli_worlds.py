@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -14,10 +15,10 @@ import numpy as np
 from gym_llmworld.agents import Agent
 from gym_llmworld.backends import load_backend
 from gym_llmworld.backends.base import Backend
-from gym_llmworld.checkpoints import checkpoint_style, embedded_model
+from gym_llmworld.checkpoints import checkpoint_style, embedded_model, read_card
 from gym_llmworld.collection import resolve
-from gym_llmworld.core import Scenario
-from gym_llmworld.errors import ScenarioError
+from gym_llmworld.core import Episode, Scenario
+from gym_llmworld.errors import DataError, ScenarioError
 from gym_llmworld.protocol import Protocol
 from gym_llmworld.scenarios import ScenarioStore
 from gym_llmworld.worlds import World, get_world, world_keys
@@ -59,7 +60,8 @@ def games_of(world: World, games: str | None, split: str | None) -> list[Scenari
     if _engine_tree(games):
         load, root = real_games(world).load_games, Path(games)
         present = [s for s in world.splits if (root / s).is_dir() or any(root.glob(f"*/{s}"))]
-        names = [split] if split else present
+        # Games that lie in no split's folder are somebody's own, so no model has learned them.
+        names = [split] if split else present or [world.splits[-1]]
         return [scenario for name in names for scenario in load(games, name)]
     store = ScenarioStore(world.key, games)
     splits = [split] if split else store.splits()
@@ -73,9 +75,53 @@ def _engine_tree(games: str | None) -> TypeGuard[str]:
     return not any([*root.glob(SCENARIOS_FILE), *root.glob(f"*/{SCENARIOS_FILE}")])
 
 
+def check_episodes(episodes: Sequence[Episode], world: World, file: Path) -> None:
+    """Checks that a file holds real episodes of this world.
+
+    Raises:
+        DataError: It holds none, or others.
+    """
+    if not episodes:
+        raise DataError(
+            f"{file} holds no episode; make some with: llmworld collect {world.key} --out {file} "
+            "--episodes 200"
+        )
+    for index, episode in enumerate(episodes):
+        found = (episode.scenario.world, episode.source)
+        if found != (world.key, "real"):
+            raise DataError(
+                f"{file}, episode {index}: expected real episodes of {world.key!r}, got a "
+                f"{found[1]!r} one of {found[0]!r}; is this the right file, or the right ID?"
+            )
+
+
 def real_games(world: World) -> Any:
     """Returns the module with ``write_games`` and ``load_games`` of a world."""
     return importlib.import_module(world.games_module)
+
+
+def scenario_of(world: World, games: str | None, identity: str) -> Scenario:
+    """Returns the scenario of this id; the real twin makes one that no file holds.
+
+    Raises:
+        ScenarioError: There is no such scenario.
+        MissingDependency: No file holds it, and the twin is not installed.
+    """
+    known = {scenario.id: scenario for scenario in games_of(world, games, None)}
+    if identity in known:
+        return known[identity]
+    if games is not None:
+        raise ScenarioError(
+            f"unknown scenario {identity!r} among {len(known)} of {games}; list them with: "
+            f"llmworld scenarios {world.key} --games {games}"
+        )
+    twin = gym.make(world.real_id, disable_env_checker=True)
+    try:
+        twin.reset(options={"scenario": identity})
+        made: Scenario = twin.get_wrapper_attr("scenario")
+    finally:
+        twin.close()
+    return made
 
 
 def held_out(
@@ -125,24 +171,61 @@ def make_agent(world: str, name: str) -> Agent:
     return agent
 
 
-def open_model(world: World, model: str | None, backend: str) -> tuple[Backend, Protocol]:
-    """Opens a world model outside of an environment.
+@dataclass(frozen=True)
+class ModelChoice:
+    """The world model that a command line names.
 
-    Raises:
-        CheckpointError: It cannot serve as a world model.
-        MissingDependency: The backend needs an extra that is not installed.
+    Attributes:
+        model: Folder, hub id, URL or script; None for the embedded one.
+        backend: Who runs it.
+        prompt_style: How scenarios are worded; None for what the checkpoint says.
     """
-    name = embedded_model(world.key) if model is None else model
-    return load_backend(name, backend), world.protocol(checkpoint_style(name))
 
+    model: str | None = None
+    backend: str = "auto"
+    prompt_style: str | None = None
 
-def imagined_options(
-    model: str | None, backend: str, games: str | None, scenarios: Sequence[Scenario] = ()
-) -> dict[str, Any]:
-    """Returns the arguments of ``gym.make`` for an imagined world that plays these scenarios."""
-    options: dict[str, Any] = {"model": model, "backend": backend}
-    if not _engine_tree(games):
-        options["scenarios"] = games
-        if scenarios:
+    @property
+    def name(self) -> str:
+        """As reports call it."""
+        return EMBEDDED if self.model is None else self.model
+
+    def style(self, world: World) -> str:
+        """Returns the prompt style that is used.
+
+        Raises:
+            CheckpointError: The world has no such style; or it ships no model, and none is named.
+        """
+        return world.protocol(self.prompt_style or checkpoint_style(self._place(world))).style
+
+    def doubt(self, world: World) -> str | None:
+        """Returns what to tell somebody who overrides what the checkpoint says of itself."""
+        own = read_card(self._place(world)).get("prompt_style")
+        if self.prompt_style is None or own in (None, self.prompt_style):
+            return None
+        return f"{self.name} was trained on prompt style {own!r}; using {self.prompt_style!r}."
+
+    def open(self, world: World) -> tuple[Backend, Protocol]:
+        """Opens the model outside of an environment.
+
+        Raises:
+            CheckpointError: It cannot serve as a world model.
+            MissingDependency: The backend needs an extra that is not installed.
+        """
+        protocol = world.protocol(self.style(world))
+        return load_backend(self._place(world), self.backend), protocol
+
+    def options(self, games: str | None, scenarios: Sequence[Scenario]) -> dict[str, Any]:
+        """Returns the arguments of ``gym.make`` for an imagined world that plays these."""
+        options: dict[str, Any] = {
+            "model": self.model,
+            "backend": self.backend,
+            "prompt_style": self.prompt_style,
+        }
+        if not _engine_tree(games):
+            options["scenarios"] = games
             options["split"] = scenarios[0].split
-    return options
+        return options
+
+    def _place(self, world: World) -> str:
+        return embedded_model(world.key) if self.model is None else self.model

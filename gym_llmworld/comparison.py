@@ -2,12 +2,14 @@
 
 Word2World's protocol (arXiv 2512.18832, section 4 and appendix A.4): an agent plays the real world
 (Real) and the imagined one (WM), then the imagined episode's actions are replayed in the real world
-(W2R). Unlike there, all three are played on the same games with the same seeds, and a broken trial
-stays in the denominator.
+(W2R). Unlike there, all three are played on the same games with the same seeds, a broken trial
+stays in the denominator, and no game is cut off before its known solution ends (`step_limits`;
+there, at most 50 steps of any game).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,12 +23,16 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gym_llmworld import metrics
 from gym_llmworld.agents import Agent, derive_seeds
 from gym_llmworld.core import Episode, Scenario, Step
+from gym_llmworld.divergence import Divergence, first_divergence
 from gym_llmworld.errors import EngineError, ScenarioError
-from gym_llmworld.metrics import Consistency, Divergence, Progress
+from gym_llmworld.metrics import Consistency, Progress
 
 # What agents are told in every world: an imagined one does not list its commands, and an agent that
 # saw the real one's list would follow another policy there.
 _BLIND: Mapping[str, Any] = {"admissible_commands": None}
+
+_ROOM_TO_STRAY = 1.5
+"""Steps that an agent may take, over those of the known solution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,7 @@ class Trial:
         real: The agent in the real world; None when the engine failed.
         replay: The imagined episode's actions in the real world; None when the engine failed.
         divergence: Where the replay first differs; None when it nowhere does, or is None itself.
+        limit: Most steps, in both worlds.
         error: What the engine said when it failed.
     """
 
@@ -49,7 +56,14 @@ class Trial:
     real: Episode | None
     replay: Episode | None
     divergence: Divergence | None
+    limit: int
     error: str | None = None
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the imagined episode ended because the model gave no usable answer."""
+        steps = self.imagined.steps
+        return bool(steps) and steps[-1].truncated and len(steps) < self.limit
 
     def to_json(self, agent: str) -> dict[str, Any]:
         """Returns one row of the report's ``games``."""
@@ -64,6 +78,8 @@ class Trial:
             "divergence": None
             if divergence is None
             else {"step": divergence.step, "kind": divergence.kind, "verb": divergence.verb},
+            "limit": self.limit,
+            "unanswered": self.unanswered,
             "error": self.error,
         }
 
@@ -93,13 +109,15 @@ class Comparison:
             w2r=[_success(t.replay) for t in trials],
         )
 
-    def to_json(self, *, model: str) -> dict[str, Any]:
+    def to_json(self, *, model: str, prompt_style: str | None = None) -> dict[str, Any]:
         """Returns the report of ``llmworld compare``; rates are fractions, undefined ones None."""
         everything = [(name, trial) for name, trials in self.trials.items() for trial in trials]
         rows = {name: self.consistency(name) for name in self.trials}
         return {
             "env_id": self.env_id,
             "model": model,
+            "prompt_style": prompt_style,
+            "step_limits": self._step_limits(),
             "n": max((row.n for row in rows.values()), default=0),
             "agents": {
                 name: {**_consistency_json(row), **self._details(name)}
@@ -117,11 +135,17 @@ class Comparison:
             "games": [trial.to_json(name) for name, trial in everything],
         }
 
+    def _step_limits(self) -> dict[str, int]:
+        """Returns step limit -> number of games; every agent plays the same games."""
+        trials = next(iter(self.trials.values()), ())
+        return {str(limit): n for limit, n in sorted(Counter(t.limit for t in trials).items())}
+
     def _details(self, agent: str) -> dict[str, Any]:
         trials = self.trials[agent]
         found = [t.divergence for t in trials if t.divergence is not None]
         return {
             "errors": sum(t.error is not None for t in trials),
+            "unanswered": sum(t.unanswered for t in trials),
             "steps": {
                 "wm": sum(len(t.imagined.steps) for t in trials),
                 "real": sum(len(t.real.steps) for t in trials if t.real),
@@ -143,6 +167,7 @@ def _consistency_json(row: Consistency) -> dict[str, Any]:
         "w2r": row.w2r,
         "cr": row.cr,
         "cr_paired": row.cr_paired,
+        "false_success": row.false_success,
         "n": row.n,
     }
 
@@ -155,6 +180,18 @@ def _observations(episode: Episode | None) -> list[str]:
     return [step.observation for step in episode.steps] if episode else []
 
 
+def step_limits(scenarios: Sequence[Scenario], default: int) -> list[int]:
+    """Returns how many steps each game may take: the default, or half more than its solution takes.
+
+    ScienceWorld's solutions of some games are longer than its usual limit; cut off there, such a
+    game is lost in both worlds and says nothing about either. The half is for agents that stray.
+    """
+    return [
+        max(default, math.ceil(_ROOM_TO_STRAY * len(scenario.real.get("plan") or ())))
+        for scenario in scenarios
+    ]
+
+
 def compare(
     env_id: str,
     agents: Mapping[str, Callable[[], Agent]],
@@ -163,7 +200,7 @@ def compare(
     real_id: str,
     seed: int = 0,
     num_envs: int = 16,
-    max_steps: int = 50,
+    max_steps: int | Sequence[int] = 50,
     rejection: str | None = None,
     imagined_options: Mapping[str, Any] | None = None,
     real_options: Mapping[str, Any] | None = None,
@@ -180,7 +217,7 @@ def compare(
         real_id: Id of the real world.
         seed: Each game derives the seed of its agents from it, the same in both worlds.
         num_envs: Imagined worlds per batch.
-        max_steps: Step limit in both worlds.
+        max_steps: Step limit in both worlds, of all games or of each (see `step_limits`).
         rejection: What the real world answers to actions that it cannot carry out; tells refused
             actions apart among divergences.
         imagined_options: Further arguments of ``gym.make_vec``.
@@ -190,10 +227,11 @@ def compare(
     Raises:
         BackendError: The model could not be asked.
         MissingDependency: The real engine is not installed.
+        ValueError: Not one step limit per game.
     """
-    seeds = derive_seeds(seed, len(scenarios))
-    games = list(zip(scenarios, seeds, strict=True))
+    games = _games(scenarios, seed, max_steps)
     tick = _Ticker(progress, 3 * len(games) * len(agents))
+    longest = max((game.limit for game in games), default=1)
     started = time.perf_counter()
     imagined = {}
     if games:
@@ -201,18 +239,18 @@ def compare(
             env_id,
             num_envs=min(num_envs, len(games)),
             autoreset_mode=AutoresetMode.DISABLED,
-            max_episode_steps=max_steps,
+            max_episode_steps=longest,
             **(imagined_options or {}),
         )
         imagined = {name: _imagine(envs, make, games, name, tick) for name, make in agents.items()}
         envs.close()
     between = time.perf_counter()
-    real = _RealWorld(real_id, max_steps, rejection, real_options or {})
+    real = _RealWorld(real_id, longest, rejection, real_options or {})
     trials: dict[str, list[Trial]] = {name: [] for name in agents}
     # Game by game, not agent by agent: an engine may keep the game that it loaded last.
-    for index, (scenario, game_seed) in enumerate(games):
+    for index, game in enumerate(games):
         for name, make in agents.items():
-            trials[name].append(real.trial(scenario, make(), game_seed, imagined[name][index]))
+            trials[name].append(real.trial(game, make(), imagined[name][index]))
             tick(2)
     real.close()
     return Comparison(
@@ -221,6 +259,23 @@ def compare(
         imagined_seconds=between - started,
         real_seconds=time.perf_counter() - between,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Game:
+    scenario: Scenario
+    seed: int
+    limit: int
+
+
+def _games(scenarios: Sequence[Scenario], seed: int, max_steps: int | Sequence[int]) -> list[_Game]:
+    limits = [max_steps] * len(scenarios) if isinstance(max_steps, int) else max_steps
+    if len(limits) != len(scenarios):
+        raise ValueError(
+            f"expected one step limit per game, got {len(limits)} for {len(scenarios)} games"
+        )
+    seeds = derive_seeds(seed, len(scenarios))
+    return [_Game(*game) for game in zip(scenarios, seeds, limits, strict=True)]
 
 
 class _Ticker:
@@ -237,7 +292,8 @@ class _Ticker:
 class _Player:
     """One lane of the vector environment while a game is played in it."""
 
-    game: int
+    index: int
+    game: _Game
     agent: Agent
     steps: list[Step] = field(default_factory=list)
 
@@ -245,7 +301,7 @@ class _Player:
 def _imagine(
     envs: VectorEnv[Any, Any, Any],
     make: Callable[[], Agent],
-    games: Sequence[tuple[Scenario, int]],
+    games: Sequence[_Game],
     name: str,
     tick: _Ticker,
 ) -> list[Episode]:
@@ -264,14 +320,19 @@ def _imagine(
         for i, player in enumerate(lanes):
             if player is None:
                 continue
-            ended = bool(terminated[i]), bool(truncated[i])
-            player.steps.append(Step(actions[i], observations[i], float(rewards[i]), *ended))
-            if any(ended):
-                scenario, seed = games[player.game]
-                episodes[player.game] = Episode(scenario, tuple(player.steps), "model", name, seed)
+            game = player.game
+            won_or_lost = bool(terminated[i])
+            at_limit = len(player.steps) + 1 >= game.limit
+            cut_off = not won_or_lost and (bool(truncated[i]) or at_limit)
+            player.steps.append(
+                Step(actions[i], observations[i], float(rewards[i]), won_or_lost, cut_off)
+            )
+            if won_or_lost or cut_off:
+                steps = tuple(player.steps)
+                episodes[player.index] = Episode(game.scenario, steps, "model", name, game.seed)
                 lanes[i] = None
                 tick()
-    return [episodes[game] for game in range(len(games))]
+    return [episodes[index] for index in range(len(games))]
 
 
 def _refill(
@@ -279,18 +340,18 @@ def _refill(
     lanes: list[_Player | None],
     waiting: Iterator[int],
     make: Callable[[], Agent],
-    games: Sequence[tuple[Scenario, int]],
+    games: Sequence[_Game],
 ) -> Sequence[str] | None:
     """Starts waiting games in free lanes; returns all lanes' observations if there were any."""
     starts: list[Scenario | None] = [None] * len(lanes)
     seeds: list[int | None] = [None] * len(lanes)
     for i, player in enumerate(lanes):
-        game = next(waiting, None) if player is None else None
-        if game is not None:
-            agent = make()
-            agent.reset(*games[game])
-            lanes[i] = _Player(game, agent)
-            starts[i], seeds[i] = games[game]
+        index = next(waiting, None) if player is None else None
+        if index is not None:
+            game, agent = games[index], make()
+            agent.reset(game.scenario, game.seed)
+            lanes[i] = _Player(index, game, agent)
+            starts[i], seeds[i] = game.scenario, game.seed
     mask = np.array([start is not None for start in starts])
     if not mask.any():
         return None
@@ -312,21 +373,21 @@ class _RealWorld:
     options: Mapping[str, Any]
     _env: gym.Env[str, str] | None = None
 
-    def trial(self, scenario: Scenario, agent: Agent, seed: int, imagined: Episode) -> Trial:
+    def trial(self, game: _Game, agent: Agent, imagined: Episode) -> Trial:
         """Plays a game for real, then replays what was imagined."""
         real = replay = divergence = error = None
         try:
-            agent.reset(scenario, seed)
-            real = self._play(scenario, seed, imagined.agent, lambda text: agent.act(text, _BLIND))
+            agent.reset(game.scenario, game.seed)
+            real = self._play(game, imagined.agent, lambda text: agent.act(text, _BLIND))
             script = iter(imagined.actions)
-            replay = self._play(scenario, seed, imagined.agent, lambda _: next(script, None))
-            divergence = metrics.first_divergence(
-                imagined.steps, replay.steps, rejection=self.rejection
-            )
+            replay = self._play(game, imagined.agent, lambda _: next(script, None))
+            divergence = first_divergence(imagined.steps, replay.steps, rejection=self.rejection)
         except (EngineError, ScenarioError) as failure:
             error = f"{type(failure).__name__}: {failure}"
             self.close()
-        return Trial(scenario, seed, imagined, real, replay, divergence, error)
+        return Trial(
+            game.scenario, game.seed, imagined, real, replay, divergence, game.limit, error
+        )
 
     def close(self) -> None:
         """Ends the engine."""
@@ -334,16 +395,17 @@ class _RealWorld:
             self._env.close()
             self._env = None
 
-    def _play(
-        self, scenario: Scenario, seed: int, name: str, act: Callable[[str], str | None]
-    ) -> Episode:
+    def _play(self, game: _Game, name: str, act: Callable[[str], str | None]) -> Episode:
         if self._env is None:
             self._env = gym.make(self.env_id, max_episode_steps=self.max_steps, **self.options)
-        observation, _ = self._env.reset(seed=seed, options={"scenario": scenario.to_json()})
+        observation, _ = self._env.reset(
+            seed=game.seed, options={"scenario": game.scenario.to_json()}
+        )
         steps: list[Step] = []
         while (action := act(observation)) is not None:
             observation, reward, terminated, truncated, _ = self._env.step(action)
-            steps.append(Step(action, observation, float(reward), terminated, truncated))
-            if terminated or truncated:
+            cut_off = not terminated and (truncated or len(steps) + 1 >= game.limit)
+            steps.append(Step(action, observation, float(reward), terminated, cut_off))
+            if terminated or cut_off:
                 break
-        return Episode(scenario, tuple(steps), "real", name, seed)
+        return Episode(game.scenario, tuple(steps), "real", name, game.seed)

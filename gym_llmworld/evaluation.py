@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from gym_llmworld.backends.base import Backend
 from gym_llmworld.core import Completion, Episode, Message, Sampling
 from gym_llmworld.errors import BackendError, ContextOverflow
 from gym_llmworld.metrics import Progress, Turn
-from gym_llmworld.protocol import ParseStatus, Protocol
+from gym_llmworld.protocol import SUCCESS_MARKER, ParseStatus, Protocol
 
 MISTAKES_KEPT = 50
 
@@ -39,6 +39,7 @@ class EvaluationResult:
         seconds: Wall-clock time of all model calls.
         prompt_tokens: Tokens of all prompts.
         cached_tokens: How many of them the backend did not compute again.
+        canonical: Puts the lists of an observation into one order, see `evaluate_episodes`.
     """
 
     turns: tuple[Turn, ...]
@@ -49,14 +50,21 @@ class EvaluationResult:
     seconds: float
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    canonical: Callable[[str], str] | None = None
 
     @property
     def em(self) -> metrics.ExactMatch:
         """Exact match, whole and in parts."""
-        return metrics.exact_match_rates(self.turns)
+        canonical = None if self.canonical is None else _beside_marker(self.canonical)
+        return metrics.exact_match_rates(self.turns, canonical)
 
-    def to_json(self, *, env_id: str, model: str) -> dict[str, Any]:
-        """Returns the report of ``llmworld evaluate``; rates are fractions, undefined ones None."""
+    def to_json(
+        self, *, env_id: str, model: str, prompt_style: str | None = None
+    ) -> dict[str, Any]:
+        """Returns the report of ``llmworld evaluate``; rates are fractions, undefined ones None.
+
+        ``em["as_sets"]`` stands only where the engine leaves the order of lists open.
+        """
         em = self.em
         parts = {
             "all": em.all,
@@ -65,9 +73,12 @@ class EvaluationResult:
             "copy_baseline": em.copy_baseline,
             "majority_baseline": em.majority_baseline,
         }
+        if em.as_sets is not None:
+            parts["as_sets"] = em.as_sets
         return {
             "env_id": env_id,
             "model": model,
+            "prompt_style": prompt_style,
             "n": em.all.n,
             "em": {name: rate.value for name, rate in parts.items()},
             "counts": {name: {"hits": rate.hits, "n": rate.n} for name, rate in parts.items()},
@@ -98,6 +109,16 @@ class EvaluationResult:
         return [mistake for mistake, _ in zip(wrong, range(MISTAKES_KEPT), strict=False)]
 
 
+def _beside_marker(canonical: Callable[[str], str]) -> Callable[[str], str]:
+    """Keeps the success marker at the end, where sorting would move it with the last thing."""
+
+    def whole(text: str) -> str:
+        observation = text.removesuffix(SUCCESS_MARKER)
+        return canonical(observation) + text[len(observation) :]
+
+    return whole
+
+
 def evaluate_episodes(
     backend: Backend,
     protocol: Protocol,
@@ -105,6 +126,7 @@ def evaluate_episodes(
     *,
     batch_size: int = 64,
     max_tokens: int = 512,
+    canonical: Callable[[str], str] | None = None,
     progress: Progress | None = None,
 ) -> EvaluationResult:
     """Predicts every turn of real episodes from the real turns before it, greedily.
@@ -118,6 +140,8 @@ def evaluate_episodes(
         episodes: Real ones. An action that may not enter a chat is not asked about.
         batch_size: Conversations per model call.
         max_tokens: Upper bound of a prediction; a longer one is wrong.
+        canonical: Puts an observation's lists into one order (``World.canonical``); asks for exact
+            match with lists compared as sets, beside the strict one.
         progress: Told about predicted turns.
 
     Returns:
@@ -151,6 +175,7 @@ def evaluate_episodes(
         seconds=seconds,
         prompt_tokens=runner.prompt_tokens,
         cached_tokens=runner.cached_tokens,
+        canonical=canonical,
     )
 
 

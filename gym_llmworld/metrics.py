@@ -12,34 +12,13 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
-
-from gym_llmworld.core import Step
-
-DivergenceKind = Literal[
-    "success claimed",
-    "success missed",
-    "no answer",
-    "ended early",
-    "ended late",
-    "action refused",
-    "action accepted",
-    "missing object",
-    "extra object",
-    "wrong object",
-    "wrong state",
-    "other wording",
-]
+from typing import Any, TypeVar
 
 Progress = Callable[[int, int], None]
 """Told, now and then, how much is done and how much there is."""
 
 _Key = TypeVar("_Key", int, str)
 _VERB = re.compile(r"[a-z]+")
-_OBJECT = re.compile(r"\b([a-z]+ \d+)\b")
-_STATES = frozenset(
-    ("open", "opened", "closed", "on", "off", "hot", "cold", "cool", "clean", "sliced", "nothing")
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +92,7 @@ class ExactMatch:
             verb can do better.
         by_step: Per step index, 1 first.
         by_verb: Per verb of the action, most frequent first.
+        as_sets: Like ``all``, with lists compared as sets; None where that is not asked for.
     """
 
     all: Rate
@@ -122,6 +102,7 @@ class ExactMatch:
     majority_baseline: Rate
     by_step: Mapping[int, Rate]
     by_verb: Mapping[str, Rate]
+    as_sets: Rate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +118,8 @@ class Consistency:
             the agent never succeeds in the real world.
         cr_paired: Share of the really solved games that the replay solves too, ``|real and w2r| /
             |real|`` (CR_pw of arXiv 2604.13824); None in the same case.
+        false_success: Share of the games whose imagined success the replay does not confirm,
+            ``|wm and not w2r| / n``. A ratio of successes does not show them.
     """
 
     n: int
@@ -145,21 +128,7 @@ class Consistency:
     w2r: float | None
     cr: float | None
     cr_paired: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Divergence:
-    """The first turn where an imagined episode leaves the real one.
-
-    Attributes:
-        step: 1 for the first action.
-        kind: What differs.
-        verb: First word of the action.
-    """
-
-    step: int
-    kind: DivergenceKind
-    verb: str
+    false_success: float | None
 
 
 def exact_match(prediction: str, truth: str) -> bool:
@@ -177,8 +146,15 @@ def action_verb(action: str) -> str:
     return match.group() if match else "?"
 
 
-def exact_match_rates(turns: Sequence[Turn]) -> ExactMatch:
-    """Aggregates predicted turns; every rate of an empty part is undefined."""
+def exact_match_rates(
+    turns: Sequence[Turn], canonical: Callable[[str], str] | None = None
+) -> ExactMatch:
+    """Aggregates predicted turns; every rate of an empty part is undefined.
+
+    Args:
+        turns: In any order.
+        canonical: Gives texts that list the same things the same text; asks for ``as_sets``.
+    """
     return ExactMatch(
         all=Rate.of(turn.correct for turn in turns),
         changed=Rate.of(turn.correct for turn in turns if turn.changed),
@@ -189,6 +165,15 @@ def exact_match_rates(turns: Sequence[Turn]) -> ExactMatch:
         by_verb=_most_frequent_first(
             _grouped((action_verb(turn.action), turn.correct) for turn in turns)
         ),
+        as_sets=None if canonical is None else _as_sets(turns, canonical),
+    )
+
+
+def _as_sets(turns: Sequence[Turn], canonical: Callable[[str], str]) -> Rate:
+    return Rate.of(
+        turn.prediction is not None
+        and exact_match(canonical(turn.prediction.strip()), canonical(turn.truth.strip()))
+        for turn in turns
     )
 
 
@@ -251,6 +236,9 @@ def consistency(
         w2r=w2r_rate.value,
         cr=consistency_ratio(w2r_rate.value, real_rate.value),
         cr_paired=Rate(both, real_rate.hits).value,
+        false_success=Rate.of(
+            claimed is True and held is not True for claimed, held in zip(wm, w2r, strict=True)
+        ).value,
     )
 
 
@@ -269,6 +257,7 @@ def average_consistency(rows: Sequence[Consistency]) -> Consistency:
         w2r=w2r,
         cr=consistency_ratio(w2r, real),
         cr_paired=_mean(row.cr_paired for row in rows),
+        false_success=_mean(row.false_success for row in rows),
     )
 
 
@@ -296,93 +285,6 @@ def pass_at_k(n: int, c: int, k: int) -> float | None:
     if k < 1 or not 0 <= c <= n:
         raise ValueError(f"pass@k needs k >= 1 and 0 <= c <= n, got {n=}, {c=}, {k=}")
     return None if n < k else 1.0 - math.comb(n - c, k) / math.comb(n, k)
-
-
-def divergence_kind(
-    imagined: str,
-    real: str,
-    *,
-    imagined_success: bool = False,
-    real_success: bool = False,
-    rejection: str | None = None,
-) -> DivergenceKind | None:
-    """Names the most telling difference between two answers to the same action.
-
-    Args:
-        imagined: Observation of the imagined world.
-        real: Observation of the real world.
-        imagined_success: The imagined world ended the episode with success.
-        real_success: The real world did.
-        rejection: What the real world answers to an action that it cannot carry out.
-
-    Returns:
-        None when text and success are the same. Otherwise, in this order: a wrong success, no
-        answer at all, a wrong refusal, wrong objects (``name number``, counted), wrong states of
-        the right objects, any other wording.
-    """
-    if imagined_success != real_success:
-        return "success claimed" if imagined_success else "success missed"
-    if exact_match(imagined, real):
-        return None
-    if not imagined.strip():
-        return "no answer"
-    if rejection is not None and exact_match(imagined, rejection):
-        return "action refused"
-    if rejection is not None and exact_match(real, rejection):
-        return "action accepted"
-    return _text_difference(imagined.lower(), real.lower())
-
-
-def _text_difference(imagined: str, real: str) -> DivergenceKind:
-    seen, true = Counter(_OBJECT.findall(imagined)), Counter(_OBJECT.findall(real))
-    if seen != true:
-        if not seen - true:
-            return "missing object"
-        return "extra object" if not true - seen else "wrong object"
-    if _state_words(imagined) != _state_words(real):
-        return "wrong state"
-    return "other wording"
-
-
-def _state_words(text: str) -> Counter[str]:
-    return Counter(word for word in _VERB.findall(text) if word in _STATES)
-
-
-def first_divergence(
-    imagined: Sequence[Step], real: Sequence[Step], *, rejection: str | None = None
-) -> Divergence | None:
-    """Finds where two episodes with the same actions part.
-
-    Args:
-        imagined: Steps of the imagined episode.
-        real: Steps of its replay; shorter when the real world ended first.
-        rejection: What the real world answers to an action that it cannot carry out.
-
-    Returns:
-        The first differing step; None when every step is the same. One episode ending while the
-        other goes on, without a wrong success, is ``"ended early"`` (the imagined one stopped) or
-        ``"ended late"``.
-    """
-    for step, (ours, true) in enumerate(zip(imagined, real, strict=False), start=1):
-        kind = divergence_kind(
-            ours.observation,
-            true.observation,
-            imagined_success=_succeeded(ours),
-            real_success=_succeeded(true),
-            rejection=rejection,
-        )
-        if kind:
-            return Divergence(step, kind, action_verb(true.action))
-    if len(imagined) == len(real):
-        return None
-    late = len(imagined) > len(real)
-    longer, played = (imagined, len(real)) if late else (real, len(imagined))
-    kind = "ended late" if late else "ended early"
-    return Divergence(played + 1, kind, action_verb(longer[played].action))
-
-
-def _succeeded(step: Step) -> bool:
-    return step.terminated and step.reward > 0
 
 
 def agreement_by_step(

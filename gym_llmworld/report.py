@@ -16,8 +16,15 @@ from pathlib import Path
 from typing import Any
 
 _RATE_LABELS = {"real": "Real", "wm": "WM", "w2r": "W2R"}
+COMPARISON_LABELS = {
+    **_RATE_LABELS,
+    "cr": "CR",
+    "cr_paired": "CR paired",
+    "false_success": "claimed, not real",
+}
 EM_LABELS = {
     "all": "all turns",
+    "as_sets": "all turns, lists as sets",
     "changed": "changed observations",
     "unchanged": "unchanged observations",
     "copy_baseline": "baseline: copy the last observation",
@@ -45,6 +52,16 @@ class Transcript:
 def number(value: float | None, digits: int = 3) -> str:
     """Returns a figure for people; undefined ones are a dash."""
     return "\u2013" if value is None else f"{value:.{digits}f}"
+
+
+def em_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
+    """Returns the rows of an evaluation's table: which turns, exact match, how many."""
+    em, counts = evaluation["em"], evaluation["counts"]
+    return [
+        [label, number(em[key], 4), str(counts[key]["n"])]
+        for key, label in EM_LABELS.items()
+        if key in em
+    ]
 
 
 def agent_rows(comparison: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -120,17 +137,24 @@ def html_report(
 
 def _comparison_sections(comparison: Mapping[str, Any]) -> list[str]:
     rows = [
-        [name, *(number(row[k]) for k in ("real", "wm", "w2r", "cr", "cr_paired")), str(row["n"])]
+        [name, *(number(row[key]) for key in COMPARISON_LABELS), str(row["n"])]
         for name, row in agent_rows(comparison)
     ]
     parts = [
-        _facts({"environment": comparison["env_id"], "model": comparison["model"]}),
+        _facts(
+            {
+                "environment": comparison["env_id"],
+                **_model_facts(comparison),
+                "most steps": limits_text(comparison),
+            }
+        ),
         "<h2>Does success carry over?</h2>",
-        _html_table(["agent", "Real", "WM", "W2R", "CR", "CR paired", "n"], rows),
+        _html_table(["agent", *COMPARISON_LABELS.values(), "n"], rows),
         "<p>Real: success in the mirrored environment. WM: success that the model claims. W2R: "
         "success when the imagined episode's actions are replayed for real. CR = W2R / Real. "
-        "CR paired: share of the really solved games that the replay solves, too. A dash is an "
-        "undefined ratio.</p>",
+        "CR paired: share of the really solved games that the replay solves, too. Claimed, not "
+        "real: share of all games whose imagined success the replay does not confirm. A dash is "
+        "an undefined ratio.</p>",
     ]
     for name, row in comparison["agents"].items():
         bars = [(label, row[key]) for key, label in _RATE_LABELS.items()]
@@ -158,16 +182,27 @@ def _divergence_section(agents: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _evaluation_sections(evaluation: Mapping[str, Any]) -> list[str]:
-    em, counts = evaluation["em"], evaluation["counts"]
-    rows = [[label, number(em[key], 4), str(counts[key]["n"])] for key, label in EM_LABELS.items()]
     verbs = [[r["key"], number(r["value"], 4), str(r["n"])] for r in evaluation["by_verb"]]
     return [
         "<h2>Exact match, turn by turn</h2>",
-        _facts({"model": evaluation["model"], "episodes": str(evaluation["episodes"])}),
-        _html_table(["turns", "EM", "n"], rows),
+        _facts({**_model_facts(evaluation), "episodes": str(evaluation["episodes"])}),
+        _html_table(["turns", "EM", "n"], em_rows(evaluation)),
         _line_chart("exact match", _points(evaluation["by_step"])),
         _html_table(["verb", "EM", "n"], verbs),
     ]
+
+
+def _model_facts(data: Mapping[str, Any]) -> dict[str, str]:
+    style = data.get("prompt_style")
+    return {"model": data["model"], **({} if style is None else {"prompt style": style})}
+
+
+def limits_text(comparison: Mapping[str, Any]) -> str:
+    """Returns the step limits of a comparison's games in words."""
+    limits = comparison.get("step_limits", {})
+    if len(limits) == 1:
+        return f"{next(iter(limits))} of each game"
+    return ", ".join(f"{limit} ({n} games)" for limit, n in limits.items())
 
 
 def _points(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, float, int]]:

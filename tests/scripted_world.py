@@ -17,3 +17,8 @@ def answer(chat: Sequence[Message]) -> str:
     trail = "+".join(message.content[:12] for message in chat if message.role == "user")
     text = f"Turn {len(chat) // 2} of {len(chat[0].content)}: {trail}"
     return text + (" [SUCCESS]" if action == "win" else "")
+
+
+def boast(chat: Sequence[Message]) -> str:
+    """Says that every second action solves the task, whatever it is."""
+    return "You did it. [SUCCESS]" if len(chat) >= 4 else "You look around."

@@ -4,6 +4,7 @@ import copy
 import pickle
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_unknown_scripts(spec: str) -> None:
     [
         ("ftp://127.0.0.1/v1", "auto", "expected a checkpoint folder"),
         ("", "auto", "expected a checkpoint folder"),
-        (MODEL, "vllm", "backend must be one of auto, hf, openai, scripted"),
+        (MODEL, "tpu", "backend must be one of auto, hf, openai, scripted, vllm"),
         (MODEL, "hf", "backend='hf' cannot serve this model"),
         ("some/model", "scripted", "backend='scripted' cannot serve this model"),
     ],
@@ -90,6 +91,7 @@ def test_config_resolves_folders(tmp_path: object, monkeypatch: pytest.MonkeyPat
     assert here == BackendConfig.resolve(str(tmp_path), device="cpu", max_slots=2)
     assert here.backend == "hf"
     assert BackendConfig.resolve("owner/name").model == "owner/name"
+    assert BackendConfig.resolve("Qwen2.5-7B").model == "Qwen2.5-7B"
 
 
 def test_one_engine_per_configuration() -> None:
@@ -131,3 +133,34 @@ def test_importing_backends_is_light() -> None:
         "import sys, gym_llmworld.backends; assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "./nothing",
+        "~/nothing",
+        "/nothing/at/all",
+        "a/b/c",
+        "models/nothing",
+        "runs/nothing",
+        "models/",
+        "a\\b",
+        "file.bin",
+    ],
+)
+def test_a_path_without_a_folder_is_an_error_before_any_hub_is_asked(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").touch() if model == "models/" else (tmp_path / "models").mkdir()
+    (tmp_path / "file.bin").touch()
+    with pytest.raises(CheckpointError, match="no checkpoint folder there; expected"):
+        BackendConfig.resolve(model)
+
+
+def test_a_misspelled_folder_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "textworld").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="did you mean 'runs/textworld'"):
+        BackendConfig.resolve("runs/textwrld")

@@ -68,9 +68,10 @@ def succeed(*arguments: str | Path, stdin: str | None = None) -> str:
 def games(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("alfworld")
     folder = tmp_path_factory.mktemp("games")
-    succeed(
+    output = succeed(
         "games", "alfworld", "--out", folder, "--split", "valid_unseen", "--n", "4", "--seed", "1"
     )
+    assert f"4 ALFWorld games of split 'valid_unseen': {folder}" in output
     file = folder / "valid_unseen" / "scenarios.jsonl"
     marked = [
         dataclasses.replace(s, hidden={**s.hidden, "context": s.id}) for s in read_scenarios(file)
@@ -103,7 +104,17 @@ def shipped(games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_help_teaches_and_loads_nothing_heavy() -> None:
     output = succeed("--help")
-    for command in ("games", "collect", "evaluate", "compare", "play", "bench", "doctor", "demo"):
+    for command in (
+        "games",
+        "scenarios",
+        "collect",
+        "evaluate",
+        "compare",
+        "play",
+        "bench",
+        "doctor",
+        "demo",
+    ):
         assert command in output
         assert "Usage" in succeed(command, "--help")
     assert "llmworld compare LLMWorld-ALFWorld-v0" in output

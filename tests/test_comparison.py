@@ -12,7 +12,7 @@ import pytest
 
 import gym_llmworld  # noqa: F401 - registers the environments
 from gym_llmworld.agents import ScriptedAgent
-from gym_llmworld.comparison import Comparison, compare
+from gym_llmworld.comparison import Comparison, compare, step_limits
 from gym_llmworld.core import Message, Scenario
 from gym_llmworld.episodes import write_scenarios
 from gym_llmworld.errors import EngineError, ScenarioError
@@ -154,6 +154,7 @@ def test_the_table_by_hand(tmp_path: Path, num_envs: int) -> None:
     kinds = {
         name: t.divergence and (t.divergence.step, t.divergence.kind) for name, t in rows.items()
     }
+    assert {name for name, t in rows.items() if t.unanswered} == {"mute"}
     assert kinds == {
         "faithful": None,
         "two keys": (1, "extra object"),
@@ -166,12 +167,17 @@ def test_the_table_by_hand(tmp_path: Path, num_envs: int) -> None:
     assert len(rows["never"].replay.steps) == 2
     data = json.loads(json.dumps(result.to_json(model="toy"), allow_nan=False))
     solver = data["agents"]["solver"]
-    assert {key: solver[key] for key in ("real", "wm", "w2r", "cr", "cr_paired", "n")} == {
+    assert solver["unanswered"] == 1
+    assert data["step_limits"] == {"5": 5}
+    figures = ("real", "wm", "w2r", "cr", "cr_paired", "false_success", "n")
+    assert {key: solver[key] for key in figures} == {
         "real": 1.0,
         "wm": 3 / 5,
         "w2r": 4 / 5,
         "cr": 4 / 5,
         "cr_paired": 4 / 5,
+        # "early" says that opening the box wins.
+        "false_success": 1 / 5,
         "n": 5,
     }
     assert (data["env_id"], data["model"], data["n"]) == (IMAGINED_ID, "toy", 5)
@@ -197,6 +203,38 @@ def test_an_episode_that_ends_without_the_real_end_has_failed(tmp_path: Path) ->
     assert trial.real is not None
     assert len(trial.real.steps) == 5
     assert trial.real.steps[-1].truncated
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_each_game_ends_at_its_own_limit(tmp_path: Path, num_envs: int) -> None:
+    games = [game("short"), game("long"), game("enough")]
+    script = ("look", "open box 1", "take key 1")
+    result = run(games, tmp_path, script, num_envs=num_envs, max_steps=[2, 7, 3])
+    short, long, enough = result.trials["solver"]
+    for episode in (short.imagined, short.real, short.replay):
+        assert episode is not None
+        assert (len(episode.steps), episode.steps[-1].truncated, episode.success) == (
+            2,
+            True,
+            False,
+        )
+    assert not short.unanswered
+    for trial in (long, enough):
+        assert trial.real is not None
+        assert trial.real.success
+        assert trial.imagined.success
+        assert not trial.imagined.steps[-1].truncated
+    assert result.to_json(model="toy")["step_limits"] == {"2": 1, "3": 1, "7": 1}
+
+
+def test_limits_must_pair_up_with_games(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="got 2 for 1 games"):
+        run([game("g")], tmp_path, max_steps=[1, 2])
+
+
+def test_no_game_is_cut_off_before_its_solution_ends() -> None:
+    games = [game("none"), game("short", plan=["look"] * 60), game("long", plan=["look"] * 145)]
+    assert step_limits(games, 100) == [100, 100, 218]
 
 
 def test_a_broken_engine_counts_as_failure_and_is_opened_again(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from gym_llmworld.core import Completion, Episode, Message, Scenario, Step
 from gym_llmworld.errors import BackendError, ContextOverflow
 from gym_llmworld.evaluation import evaluate_episodes
 from gym_llmworld.protocol import Protocol
+from gym_llmworld.worlds.scienceworld import canonical
 
 PROTOCOL = Protocol("test", lambda scenario: f"context of {scenario.id}")
 
@@ -102,6 +103,25 @@ def test_report_by_hand() -> None:
         "truth": "A hall.",
         "prediction": "A room.",
     }
+
+
+def test_lists_as_sets_beside_the_strict_figure() -> None:
+    seen = "In it, you see:\n\ta fig\n\ta cup (containing a nut, a pea)"
+    turned = "In it, you see:\n\ta cup (containing a pea, a nut)\n\ta fig"
+    episodes = [
+        episode("a", ("look", seen)),
+        episode("b", ("look", seen), won=True),
+        episode("c", ("look", "In it, you see:\n\ta fig")),
+    ]
+    answers = {"a": turned, "b": f"{turned} [SUCCESS]", "c": f"{turned} [SUCCESS]"}
+    backend = ScriptedBackend(lambda chat: answers[chat[0].content[-1]])
+    result = evaluate_episodes(backend, PROTOCOL, episodes, canonical=canonical)
+    data = result.to_json(env_id="E-v0", model="m", prompt_style="test")
+    assert (data["em"]["all"], data["em"]["as_sets"]) == (0.0, 2 / 3)
+    assert data["counts"]["as_sets"] == {"hits": 2, "n": 3}
+    assert data["prompt_style"] == "test"
+    # Which lists were turned round is worth knowing: they stay among the mistakes.
+    assert len(data["mistakes"]) == 3
 
 
 def test_turns_without_a_complete_answer_are_wrong_and_counted() -> None:

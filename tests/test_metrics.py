@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from gym_llmworld import metrics
+from gym_llmworld import divergence, metrics
 from gym_llmworld.core import Step
 from gym_llmworld.metrics import Rate, Turn
 
@@ -67,6 +67,21 @@ def test_exact_match_rates_by_hand() -> None:
     ]
 
 
+def test_lists_as_sets_only_where_asked_for() -> None:
+    turns = [
+        Turn(1, "look", "Start.", "a, b", "b, a"),
+        Turn(2, "look", "a, b", "a, b", "a, c"),
+        Turn(3, "look", "a, b", "a, b", None),
+    ]
+
+    def in_order(text: str) -> str:
+        return ", ".join(sorted(text.split(", ")))
+
+    assert metrics.exact_match_rates(turns, in_order).as_sets == Rate(1, 3)
+    assert metrics.exact_match_rates(turns, in_order).all == Rate(0, 3)
+    assert metrics.exact_match_rates(turns).as_sets is None
+
+
 def test_no_turns_leave_every_rate_undefined() -> None:
     em = metrics.exact_match_rates([])
     for rate in (em.all, em.changed, em.unchanged, em.copy_baseline, em.majority_baseline):
@@ -97,12 +112,15 @@ def test_consistency_by_hand() -> None:
     assert (row.n, row.real, row.wm, row.w2r) == (5, 0.6, 0.6, 0.6)
     assert row.cr == 1.0
     assert row.cr_paired == pytest.approx(1 / 3)
+    # Games 2 (its replay broke) and 5 would be counted by no ratio of successes.
+    assert row.false_success == pytest.approx(1 / 5)
 
 
 def test_consistency_with_nothing_solved_or_nothing_played() -> None:
     nothing_solved = metrics.consistency([False], [True], [True])
     assert (nothing_solved.cr, nothing_solved.cr_paired, nothing_solved.w2r) == (None, None, 1.0)
     nothing_played = metrics.consistency([], [], [])
+    assert (nothing_solved.false_success, nothing_played.false_success) == (0.0, None)
     assert (nothing_played.n, nothing_played.real, nothing_played.cr) == (0, None, None)
 
 
@@ -123,6 +141,13 @@ def test_average_row_divides_averaged_rates() -> None:
     assert average.cr == pytest.approx(((0.5 + 0.5) / 2) / ((1 + 0.25) / 2))
     # Game 1 of the second row is solved both ways, so its paired ratio is 1.
     assert average.cr_paired == pytest.approx((0.5 + 1.0) / 2)
+    assert average.false_success == pytest.approx((0.5 + 0.0) / 2)
+
+
+def test_a_ratio_of_successes_hides_claims_that_no_replay_confirms() -> None:
+    row = metrics.consistency([True] + [False] * 9, [True] * 4 + [False] * 6, [True] + [False] * 9)
+    assert (row.cr, row.cr_paired) == (1.0, 1.0)
+    assert row.false_success == 0.3
 
 
 @pytest.mark.parametrize(("n", "c"), [(n, c) for n in range(1, 7) for c in range(n + 1)])
@@ -163,12 +188,12 @@ LISTING = "On the desk 1, you see a pen 1, and a book 2."
     ],
 )
 def test_divergence_kind(imagined: str, real: str, kind: str | None) -> None:
-    assert metrics.divergence_kind(imagined, real, rejection=REJECTION) == kind
+    assert divergence.divergence_kind(imagined, real, rejection=REJECTION) == kind
 
 
 def test_a_wrong_success_outranks_the_text() -> None:
-    claimed = metrics.divergence_kind("a", "b", imagined_success=True)
-    missed = metrics.divergence_kind("a", "a", real_success=True)
+    claimed = divergence.divergence_kind("a", "b", imagined_success=True)
+    missed = divergence.divergence_kind("a", "a", real_success=True)
     assert (claimed, missed) == ("success claimed", "success missed")
 
 
@@ -181,24 +206,24 @@ def steps(*observations: str, success: bool = False) -> list[Step]:
 
 
 def test_first_divergence_names_step_kind_and_verb() -> None:
-    found = metrics.first_divergence(
+    found = divergence.first_divergence(
         steps("a", "You see a pen 1.", "x"), steps("a", "You see.", "y")
     )
-    assert found == metrics.Divergence(2, "extra object", "go")
+    assert found == divergence.Divergence(2, "extra object", "go")
 
 
 def test_first_divergence_of_equal_episodes_is_none() -> None:
     assert (
-        metrics.first_divergence(steps("a", "b", success=True), steps("a", "b", success=True))
+        divergence.first_divergence(steps("a", "b", success=True), steps("a", "b", success=True))
         is None
     )
 
 
 def test_an_episode_that_ends_before_the_other() -> None:
-    late = metrics.first_divergence(steps("a", "b"), steps("a"))
-    early = metrics.first_divergence(steps("a"), steps("a", "b"))
-    assert late == metrics.Divergence(2, "ended late", "go")
-    assert early == metrics.Divergence(2, "ended early", "go")
+    late = divergence.first_divergence(steps("a", "b"), steps("a"))
+    early = divergence.first_divergence(steps("a"), steps("a", "b"))
+    assert late == divergence.Divergence(2, "ended late", "go")
+    assert early == divergence.Divergence(2, "ended early", "go")
 
 
 def test_agreement_by_step_counts_every_real_step() -> None:

@@ -13,10 +13,14 @@ from gym_llmworld.report import EM_LABELS, Transcript, html_report, number, writ
 
 VOID = {"meta", "br", "line", "rect"}
 ROW = {"real": 0.9, "wm": 0.8, "w2r": 0.7, "cr": 0.7 / 0.9, "cr_paired": 0.75, "n": 10}
-NOTHING = {"real": 0.0, "wm": 0.0, "w2r": 0.0, "cr": None, "cr_paired": None, "n": 10}
+ROW["false_success"] = 0.1125
+NOTHING = {**dict.fromkeys(ROW, None), "real": 0.0, "wm": 0.25, "w2r": 0.0, "n": 10}
+NOTHING["false_success"] = 0.25
 COMPARISON: dict[str, Any] = {
     "env_id": "LLMWorld-ALFWorld-v0",
     "model": "embedded",
+    "prompt_style": "engine",
+    "step_limits": {"100": 9, "240": 1},
     "n": 10,
     "agents": {
         "expert": {**ROW, "divergences": {"by_kind": {"wrong state": 3, "missing object": 1}}},
@@ -30,6 +34,7 @@ COMPARISON: dict[str, Any] = {
 }
 EVALUATION: dict[str, Any] = {
     "model": "embedded",
+    "prompt_style": "engine",
     "episodes": 4,
     "em": {part: 0.98765 for part in EM_LABELS},
     "counts": {part: {"hits": 1, "n": 7} for part in EM_LABELS},
@@ -83,6 +88,9 @@ def test_a_whole_report_is_well_formed_and_says_everything() -> None:
     for text in ("A report", "llmworld x", "expert", "average", "CR 0.78", "wrong state (4)"):
         assert text in outline.text
     assert "5 imagined episodes diverge" in outline.text
+    for text in ("claimed, not real", "0.113", "0.250", "100 (9 games), 240 (1 games)", "engine"):
+        assert text in outline.text
+    assert "lists as sets" in outline.text
     assert "0.9877" in outline.text
     assert "first difference at step 2" in outline.text
     assert outline.elements.count("polyline") == 2
@@ -154,6 +162,13 @@ def test_equal_episodes_have_no_difference() -> None:
     html = page(transcripts=[Transcript("t", "o", "s", (("a", "x", " x"),))])
     assert "no difference" in html
     assert "<mark>" not in html
+
+
+def test_lists_as_sets_have_a_row_only_where_they_were_compared() -> None:
+    strict = {part: value for part, value in EVALUATION["em"].items() if part != "as_sets"}
+    outline = Outline(page(evaluation={**EVALUATION, "em": strict}))
+    assert "lists as sets" not in outline.text
+    assert "all turns" in outline.text
 
 
 def test_undefined_figures_are_dashes() -> None:

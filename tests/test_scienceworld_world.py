@@ -128,6 +128,15 @@ def test_everything_else_counts(one: str, other: str) -> None:
     assert canonical(one) != canonical(other)
 
 
+@pytest.mark.parametrize("text", ["\t" + "(" * 3000, "\t" + "a: " * 3000, "\t) a, (b: ", "\t"])
+def test_what_a_model_stutters_is_compared_too(text: str) -> None:
+    assert canonical(text) != canonical("\ta cup")
+
+
+def test_the_world_says_that_the_order_of_lists_is_open() -> None:
+    assert WORLD.canonical is canonical
+
+
 class Doors:
     """Two rooms, a door between them, and a question: as much of the engine as the expert reads."""
 

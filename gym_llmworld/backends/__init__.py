@@ -6,7 +6,9 @@ share one engine: it is loaded once, and closed when the last of them is closed.
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import Any
 from gym_llmworld.backends.base import Backend, BackendStats, Engine, Scorer
 from gym_llmworld.backends.scripted import ScriptedBackend, load_script
 from gym_llmworld.core import Completion, Message, Sampling
-from gym_llmworld.errors import BackendError, MissingDependency
+from gym_llmworld.errors import BackendError, CheckpointError, MissingDependency
 
 __all__ = [
     "Backend",
@@ -29,9 +31,12 @@ __all__ = [
     "load_backend",
 ]
 
-BACKENDS = ("auto", "hf", "openai", "scripted")
+BACKENDS = ("auto", "hf", "openai", "scripted", "vllm")
 _SCRIPTED = "scripted:"
 _URL = ("http://", "https://")
+_HUB_ID = re.compile(r"[\w-][\w.-]*(?:/[\w-][\w.-]*)?")
+_CHECKPOINTS_FOLDER = "runs"
+"""Where this project's training programs write."""
 _FORMS = (
     "a checkpoint folder, a Hugging Face hub id ('owner/name'), the URL of an OpenAI-compatible "
     "server ('http://host:8000/v1') or 'scripted:module:function'"
@@ -44,7 +49,7 @@ class BackendConfig:
 
     Attributes:
         model: A folder is absolute.
-        backend: ``"hf"``, ``"openai"`` or ``"scripted"``, never ``"auto"``.
+        backend: ``"hf"``, ``"openai"``, ``"scripted"`` or ``"vllm"``, never ``"auto"``.
         options: Keyword arguments of the backend, sorted by name.
     """
 
@@ -58,16 +63,18 @@ class BackendConfig:
 
         Raises:
             ValueError: Unknown backend, or a form of ``model`` that it cannot serve.
+            CheckpointError: ``model`` is a path, and there is no folder.
         """
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         kind = _kind(model)
+        if (kind, backend) == ("hf", "vllm"):
+            kind = "vllm"
         if backend not in ("auto", kind):
             # Without the model: a URL may carry a password.
             raise ValueError(f"backend={backend!r} cannot serve this model; {kind!r} can")
-        folder = Path(model).expanduser()
-        if kind == "hf" and folder.is_dir():
-            model = str(folder.resolve())
+        if kind in ("hf", "vllm"):
+            model = _place(model)
         return cls(model, kind, tuple(sorted(options.items())))
 
 
@@ -153,9 +160,10 @@ def load_backend(model: str, backend: str = "auto", **options: Any) -> SharedBac
         model: A checkpoint folder, a Hugging Face hub id, the URL of an OpenAI-compatible server,
             or ``"scripted:module:function"``.
         backend: ``"auto"``, or the backend that must serve it: ``"hf"``, ``"openai"``,
-            ``"scripted"``.
+            ``"scripted"``; ``"vllm"`` takes what ``"hf"`` does, and only when asked for.
         **options: Keyword arguments of the backend (`gym_llmworld.backends.hf.HFBackend`,
-            `gym_llmworld.backends.openai_server.OpenAIBackend`); plain values, because engines are
+            `gym_llmworld.backends.openai_server.OpenAIBackend`,
+            `gym_llmworld.backends.vllm_engine.VLLMBackend`); plain values, because engines are
             shared by them.
 
     Raises:
@@ -183,6 +191,26 @@ def _kind(model: str) -> str:
     return "hf"
 
 
+def _place(model: str) -> str:
+    """Returns the folder of a checkpoint, absolute, or the hub id.
+
+    Raises:
+        CheckpointError: It can only be meant as a path, and there is no such folder. Said here, and
+            not by the hub, which would first be asked over the network.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return str(folder.resolve())
+    parent = folder.parent
+    inside = parent != Path() and (parent.is_dir() or str(parent) == _CHECKPOINTS_FOLDER)
+    if _HUB_ID.fullmatch(model) and not inside and not folder.exists():
+        return model
+    siblings = parent.iterdir() if parent.is_dir() else ()
+    near = difflib.get_close_matches(folder.name, [s.name for s in siblings if s.is_dir()], n=1)
+    hint = f" (did you mean {str(parent / near[0])!r}?)" if near else ""
+    raise CheckpointError(f"model={model!r}: no checkpoint folder there{hint}; expected {_FORMS}")
+
+
 def _load(config: BackendConfig) -> Engine:
     options = dict(config.options)
     if config.backend == "openai":
@@ -193,6 +221,10 @@ def _load(config: BackendConfig) -> Engine:
         if options:
             raise TypeError(f"backend 'scripted' takes no option, got {sorted(options)[0]!r}")
         return load_script(config.model.removeprefix(_SCRIPTED))
+    if config.backend == "vllm":
+        from gym_llmworld.backends.vllm_engine import VLLMBackend
+
+        return VLLMBackend(config.model, **options)
     for package in ("torch", "transformers"):
         if importlib.util.find_spec(package) is None:
             raise MissingDependency(package, "hf")

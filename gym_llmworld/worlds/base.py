@@ -34,6 +34,8 @@ class World:
         max_episode_steps: Default step limit of both twins.
         max_observation_chars: Upper bound of an observation's length.
         max_tokens: Upper bound of a generated observation, in tokens.
+        canonical: Puts an observation's lists into one order, where the engine leaves their order
+            open; None where it does not. Without a success marker.
     """
 
     key: str
@@ -50,6 +52,7 @@ class World:
     max_episode_steps: int = 50
     max_observation_chars: int = 8192
     max_tokens: int = 512
+    canonical: Callable[[str], str] | None = None
 
     @property
     def imagined_id(self) -> str:

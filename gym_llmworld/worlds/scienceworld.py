@@ -26,6 +26,8 @@ _LIST_START = re.compile(r"\((?:containing )?|: ")
 _LIST_END = re.compile(r"\.[. ]*(?=[,)\n]|$)")
 # "a light bulb, which is off" is one thing.
 _QUALIFIER = re.compile(r"(?:which|currently) ")
+# Things lie in things in things; deeper nesting is a model's stutter, and left as it is.
+_MAX_DEPTH = 20
 
 
 def engine_text(text: str) -> str:
@@ -90,14 +92,14 @@ def canonical(observation: str) -> str:
     block: list[str] = []
     for line in [*observation.split("\n"), ""]:
         if line.startswith("\t"):
-            block.append("\t" + _sorted_list(line[1:], 0)[0])
+            block.append("\t" + _sorted_list(line[1:])[0])
         else:
             lines += [*sorted(block), line]
             block = []
     return "\n".join(lines[:-1])
 
 
-def _sorted_list(text: str, at: int) -> tuple[str, int]:
+def _sorted_list(text: str, at: int = 0, depth: int = 0) -> tuple[str, int]:
     """Sorts the comma-separated things that begin at ``at``, and the lists in them.
 
     Returns:
@@ -105,17 +107,16 @@ def _sorted_list(text: str, at: int) -> tuple[str, int]:
         within a list, or at the end.
     """
     things: list[str] = [""]
-    nested = at > 0
     while at < len(text):
-        start = _LIST_START.match(text, at)
+        start = _LIST_START.match(text, at) if depth < _MAX_DEPTH else None
         if start:
-            inner, end = _sorted_list(text, start.end())
+            inner, end = _sorted_list(text, start.end(), depth + 1)
             things[-1] += f"{start.group()}{inner}{text[end : end + 1]}"
             at = end + 1
         elif text[at] == ",":
             things.append("")
             at += 1
-        elif nested and (text[at] == ")" or _LIST_END.match(text, at)):
+        elif depth and (text[at] == ")" or _LIST_END.match(text, at)):
             break
         else:
             things[-1] += text[at]
@@ -146,4 +147,5 @@ WORLD = World(
     splits=("train", "dev", "test"),
     max_episode_steps=100,
     max_tokens=768,
+    canonical=canonical,
 )
