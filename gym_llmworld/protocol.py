@@ -59,13 +59,30 @@ class Prediction:
         observation: Without the success marker.
         success: The model ended its finished turn with the marker.
         status: How the text ended.
-        confidence: Probability of the completion under the model, in [0, 1]; None when unknown.
+        confidence: Probability that the prediction is right, in [0, 1], as `Protocol.confidence`
+            judges it; None when unknown.
     """
 
     observation: str
     success: bool
     status: ParseStatus
     confidence: float | None = None
+
+
+def sequence_probability(completion: Completion) -> float | None:
+    """Returns the probability of the completion under its model; None without log-probabilities."""
+    if not completion.logprobs:
+        return None
+    return rounded(math.exp(min(0.0, math.fsum(completion.logprobs))))
+
+
+def rounded(probability: float) -> float:
+    """Returns a probability as it stands in infos.
+
+    Four digits: the last bits of a log-probability depend on how a batch was padded, and infos have
+    to be equal when an episode is replayed.
+    """
+    return round(probability, 4)
 
 
 @dataclass(frozen=True)
@@ -77,12 +94,19 @@ class Protocol:
         context: The system message of a scenario.
         max_action_chars: Longer actions are rejected.
         max_observation_chars: Longer predictions are cut and count as `ParseStatus.CUT_OFF`.
+        confidence: Judges how probably a completion is right; None when it cannot tell. See
+            `gym_llmworld.calibration` for one that was fitted to real steps.
+        place: Reads from an observation where the agent is, None when it does not say. Where a
+            style has it, each action ends with the place of the latest observation that said one:
+            `` @kitchen``. A small model is spared to look back for what it was last told.
     """
 
     style: str
     context: Callable[[Scenario], str]
     max_action_chars: int = 256
     max_observation_chars: int = 8192
+    confidence: Callable[[Completion], float | None] = sequence_probability
+    place: Callable[[str], str | None] | None = None
 
     def admit(self, action: str) -> str | None:
         """Returns the action as it enters the chat (stripped), or None if it may not enter one."""
@@ -114,15 +138,25 @@ class Protocol:
                 f"{self.max_action_chars} characters, or with control tokens); answer it with the "
                 "world's rejection text instead"
             )
-        return (*self._history(scenario, steps), Message("user", admitted))
+        chat, place = self._history(scenario, steps, lambda step: step.observation)
+        return (*chat, Message("user", admitted + place))
 
-    def _history(self, scenario: Scenario, steps: Sequence[Step]) -> list[Message]:
+    def _history(
+        self, scenario: Scenario, steps: Sequence[Step], told: Callable[[Step], str]
+    ) -> tuple[list[Message], str]:
+        """Returns the chat so far, and what the next action is to end with."""
         chat = [Message("system", self.context(scenario))]
+        place = self._place(scenario.observation, "")
         for step in steps:
             admitted = self.admit(step.action)
             if admitted is not None:
-                chat += (Message("user", admitted), Message("assistant", step.observation))
-        return chat
+                chat += (Message("user", admitted + place), Message("assistant", told(step)))
+                place = self._place(step.observation, place)
+        return chat, place
+
+    def _place(self, observation: str, before: str) -> str:
+        found = self.place(observation) if self.place else None
+        return before if found is None else f" @{found}"
 
     def target(self, step: Step) -> str:
         """Returns the text that a perfect world model writes for this step.
@@ -144,11 +178,7 @@ class Protocol:
         Raises:
             DataError: See `target`.
         """
-        chat = self._history(episode.scenario, ())
-        for step in episode.steps:
-            admitted = self.admit(step.action)
-            if admitted is not None:
-                chat += (Message("user", admitted), Message("assistant", self.target(step)))
+        chat, _ = self._history(episode.scenario, episode.steps, self.target)
         return tuple(chat)
 
     def decode(self, completion: Completion) -> Prediction:
@@ -161,16 +191,8 @@ class Protocol:
             text = text[: -len(SUCCESS_MARKER)]
         observation = _SURROGATES.sub("\ufffd", _CONTROL_TOKENS.sub("", text))
         if not observation.strip():
-            return Prediction("", False, ParseStatus.EMPTY, _confidence(completion))
+            return Prediction("", False, ParseStatus.EMPTY, self.confidence(completion))
         if not finished or len(observation) > self.max_observation_chars:
             cut = observation[: self.max_observation_chars]
-            return Prediction(cut, False, ParseStatus.CUT_OFF, _confidence(completion))
-        return Prediction(observation, success, ParseStatus.OK, _confidence(completion))
-
-
-def _confidence(completion: Completion) -> float | None:
-    if not completion.logprobs:
-        return None
-    # Four digits: the last bits of a log-probability depend on how a batch was padded, and infos
-    # have to be equal when an episode is replayed.
-    return round(math.exp(min(0.0, math.fsum(completion.logprobs))), 4)
+            return Prediction(cut, False, ParseStatus.CUT_OFF, self.confidence(completion))
+        return Prediction(observation, success, ParseStatus.OK, self.confidence(completion))

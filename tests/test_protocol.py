@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from gym_llmworld.core import Completion, Episode, Message, Scenario, Step
@@ -200,4 +202,13 @@ def test_unknown_names_say_what_exists() -> None:
 
 def test_confidence_is_the_probability_of_the_completion() -> None:
     prediction = protocol().decode(Completion("x", "stop", logprobs=(-0.5, -0.25)))
-    assert prediction.confidence == pytest.approx(0.4724, abs=1e-4)
+    assert prediction.confidence == 0.4724
+    # Rounding errors of a backend may sum up to more than certainty.
+    assert protocol().decode(Completion("x", "stop", logprobs=(1e-6,))).confidence == 1.0
+    assert protocol().decode(finished("x")).confidence is None
+
+
+@pytest.mark.parametrize("text", ["x", "", "x" * 100_000])
+def test_another_judge_of_confidence_is_asked_about_every_answer(text: str) -> None:
+    judged = dataclasses.replace(protocol(), confidence=lambda completion: 0.25)
+    assert judged.decode(finished(text)).confidence == 0.25

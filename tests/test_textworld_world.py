@@ -23,6 +23,7 @@ from gym_llmworld.worlds.textworld import (
     engine_context,
     listing,
     nomap_context,
+    place_of,
     printed_name,
 )
 from tests.textworld_shared import SPECS, scenario, story
@@ -229,7 +230,8 @@ def test_the_engine_context_tells_what_must_be_known() -> None:
     context = engine_context(scenario("simple"))
     for line in (
         "-= Living Room =-",
-        "from bedroom east kitchen wooden door",
+        "go east @bedroom",
+        "-= Kitchen =- wooden door",
         "chest drawer, closed: an old key",
         "low table: a remote",
         "carried: nothing",
@@ -265,6 +267,18 @@ def test_the_engine_context_shows_rooms_as_they_look_at_first(kind: str) -> None
                 same += f"{title}\n{shown}" not in context
     assert same == rooms
     assert rooms or kind == "cooking"  # which takes place in one room
+
+
+def test_each_action_ends_with_the_room_that_was_last_shown() -> None:
+    made = scenario("simple")
+    steps = [Step("go east", "-= Kitchen =-\nA room."), Step("look up", "What?")]
+    for style in ("engine", "nomap"):
+        chat = WORLD.protocol(style).encode(made, steps, "go west")
+        asked = [message.content for message in chat if message.role == "user"]
+        assert asked == ["go east @bedroom", "look up @kitchen", "go west @kitchen"]
+    # The published format knows nothing of it.
+    assert WORLD.protocol("word2world").encode(made, steps, "go west")[-1].content == "go west"
+    assert place_of("You open -= Kitchen =- here.") is None
 
 
 def test_the_engine_context_keeps_what_shows_later() -> None:

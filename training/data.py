@@ -2,30 +2,194 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from gym_llmworld.core import Chat, Message
 from gym_llmworld.episodes import read_episodes
 from gym_llmworld.errors import DataError
-from gym_llmworld.worlds import get_world
+from gym_llmworld.worlds import get_world, world_keys
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of episodes, and how much of the training they shall make up.
+
+    Attributes:
+        path: Of the file.
+        weight: Relative share of the sampled episodes, None where none was given.
+    """
+
+    path: Path
+    weight: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """Reads ``PATH`` or ``PATH:WEIGHT``.
+
+        A colon belongs to the path unless a number follows it, and a file of that whole name wins:
+        for a file called ``run:1`` write ``run:1`` or ``run:1:WEIGHT``.
+
+        Raises:
+            ValueError: The weight is not a positive number.
+        """
+        path, colon, number = text.rpartition(":")
+        weight = _number(number) if colon and path else None
+        if weight is None or Path(text).exists():
+            return cls(Path(text))
+        if not 0 < weight < math.inf:
+            raise ValueError(f"{text}: expected a weight > 0 behind the colon, got {number}")
+        return cls(Path(path), weight)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def shares(sources: Sequence[Source]) -> tuple[float, ...] | None:
+    """Returns the share of each file in what is sampled, in sum 1; None if no file has a weight."""
+    if all(source.weight is None for source in sources):
+        return None
+    weights = [1.0 if source.weight is None else source.weight for source in sources]
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+@dataclass(frozen=True)
+class PromptStyles:
+    """Which prompt style words which world.
+
+    Attributes:
+        default: Of worlds without one of their own.
+        own: World -> style.
+    """
+
+    default: str
+    own: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> PromptStyles:
+        """Reads ``engine``, ``engine,textworld=nomap`` or ``alfworld=engine,textworld=nomap``.
+
+        ``engine+nomap`` words every episode both ways; the first is what ``llmworld.json`` says.
+
+        Raises:
+            ValueError: An unknown world, or more than one default.
+        """
+        parts = [part.strip() for part in text.split(",")]
+        defaults = [part for part in parts if "=" not in part]
+        own = dict(part.split("=", 1) for part in parts if "=" in part)
+        unknown = sorted(set(own) - set(world_keys()))
+        if unknown or len(defaults) > 1 or "" in parts:
+            wrong = f"unknown world {unknown[0]!r}" if unknown else f"got {text!r}"
+            raise ValueError(
+                f"prompt style: {wrong}; expected STYLE, or STYLE,WORLD=STYLE,... with worlds of "
+                f"{', '.join(world_keys())}"
+            )
+        return cls(defaults[0] if defaults else "engine", tuple(own.items()))
+
+    def of(self, world: str) -> str:
+        """Returns the style of a world."""
+        return dict(self.own).get(world, self.default)
+
+    def for_card(self, worlds: Sequence[str]) -> str | dict[str, str]:
+        """Returns what ``llmworld.json`` says: one style, or one per world where they differ."""
+        styles = {world: self.of(world).partition("+")[0] for world in worlds}
+        if len(set(styles.values())) > 1:
+            return styles
+        return next(iter(styles.values()), self.default.partition("+")[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A training chat and where it comes from.
+
+    Attributes:
+        chat: System message, then actions (user) and observations (assistant) in turn.
+        group: Key of its world; the stem of its file's name where the file does not say.
+        scenario: Id of its start; None when the file does not say.
+        source: Number of its file among those that were read.
+    """
+
+    chat: Chat
+    group: str
+    scenario: str | None
+    source: int
 
 
 @dataclass(frozen=True)
 class Conversations:
-    """Training chats and where they come from.
+    """Training chats.
 
     Attributes:
-        chats: System message, then actions (user) and observations (assistant) in turn.
-        worlds: Keys of the worlds in them, sorted; empty when the files do not say.
-        scenarios: How many different starts there are; 0 when the files do not say.
+        items: In the order of the files.
     """
 
-    chats: tuple[Chat, ...]
-    worlds: tuple[str, ...]
-    scenarios: int
+    items: tuple[Conversation, ...] = ()
+
+    @cached_property
+    def chats(self) -> tuple[Chat, ...]:
+        """The chats alone."""
+        return tuple(item.chat for item in self.items)
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """The worlds (or names of files that do not say their world), sorted."""
+        return tuple(sorted({item.group for item in self.items}))
+
+    @cached_property
+    def worlds(self) -> tuple[str, ...]:
+        """Keys of the worlds, sorted; empty when the files do not say."""
+        return tuple(sorted({item.group for item in self.items if item.scenario is not None}))
+
+    @cached_property
+    def starts(self) -> frozenset[tuple[str, str]]:
+        """World and id of every different start that the files name."""
+        known = ((item.group, item.scenario) for item in self.items)
+        return frozenset((group, scenario) for group, scenario in known if scenario is not None)
+
+    @property
+    def scenarios(self) -> int:
+        """How many different starts there are; 0 when the files do not say."""
+        return len(self.starts)
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes when any text, its order or its file's number does."""
+        lines = (
+            json.dumps([item.source, [(m.role, m.content) for m in item.chat]])
+            for item in self.items
+        )
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+    def of_group(self, group: str) -> Conversations:
+        """Returns the chats of one world."""
+        return Conversations(tuple(item for item in self.items if item.group == group))
+
+    def sample(self, n: int, seed: int) -> Conversations:
+        """Returns ``n`` random chats, in their old order.
+
+        Of the same seed, a smaller sample is part of every larger one.
+
+        Raises:
+            DataError: There are fewer.
+        """
+        if n > len(self.items):
+            raise DataError(
+                f"{n} episodes were asked for, the files have {len(self.items)}; collect more, or "
+                "ask for fewer"
+            )
+        order = list(range(len(self.items)))
+        random.Random(seed).shuffle(order)
+        return Conversations(tuple(self.items[i] for i in sorted(order[:n])))
 
 
 def read_conversations(files: Sequence[Path], style: str) -> Conversations:
@@ -34,33 +198,33 @@ def read_conversations(files: Sequence[Path], style: str) -> Conversations:
     Args:
         files: ``.jsonl`` / ``.jsonl.gz`` with our episodes, or ``.json`` in Word2World's
             ``llama_factory`` layout (a list of ``{"messages": [{"role", "content"}, ...]}``).
-        style: Prompt style that words our episodes. Word2World's files are worded already.
+        style: Prompt style that words our episodes, see `PromptStyles.parse`. Word2World's files
+            are worded already.
 
     Raises:
         DataError: A file is not what its name says, or holds nothing to learn from.
         CheckpointError: A world has no such style.
     """
-    chats: list[Chat] = []
-    worlds: set[str] = set()
-    scenarios: set[tuple[str, str]] = set()
-    for file in files:
+    styles = PromptStyles.parse(style)
+    items: list[Conversation] = []
+    for source, file in enumerate(files):
         if file.suffix == ".json":
-            chats += _read_word2world(file)
+            chats = _read_word2world(file)
+            items += (Conversation(chat, file.stem, None, source) for chat in chats)
             continue
         for episode in read_episodes(file):
-            start = episode.scenario
-            chat = get_world(start.world).protocol(style).conversation(episode)
-            if len(chat) > 1:
-                chats.append(chat)
-                worlds.add(start.world)
-                scenarios.add((start.world, start.id))
-    if not chats:
+            world, scenario = episode.scenario.world, episode.scenario.id
+            for one in styles.of(world).split("+"):
+                chat = get_world(world).protocol(one).conversation(episode)
+                if len(chat) > 1:
+                    items.append(Conversation(chat, world, scenario, source))
+    if not items:
         names = ", ".join(str(file) for file in files)
         raise DataError(
             f"no episode with at least one step in {names or 'no files at all'}; collect some with "
             "`llmworld collect`, or pass Word2World files (*.json)"
         )
-    return Conversations(tuple(chats), tuple(sorted(worlds)), len(scenarios))
+    return Conversations(tuple(items))
 
 
 def _read_word2world(file: Path) -> Iterator[Chat]:

@@ -47,12 +47,13 @@ _NUMBERED = r" [a-z]+ [0-9]+(?![0-9A-Za-z])"
 # What is neither a name nor a phrase: words with their blank, pairs of digits, runs of the rest.
 _WORDS = r" ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+"
 
-# ``move glass cup to sink``, ``click[buy now]``: verb, then names between prepositions.
+# ``move glass cup to sink``, ``click[buy now]``: verb, then names between prepositions. With the
+# place of `Protocol.place`, ``go south @kitchen``, both may be names, and the two together.
 _VERB = re.compile(r"\s*\w+[ \[]")
 _BETWEEN_NAMES = re.compile(
-    r"[^\w' -]+|\b(?:at|around|down|from|in|into|off|on|onto|out|over|the|to|under|up|with)\b"
+    r"[^\w' @-]+|\b(?:at|around|down|from|in|into|off|on|onto|out|over|the|to|under|up|with)\b"
 )
-_NAME = re.compile(r"[A-Za-z][\w' -]*")
+_NAME = re.compile(r"[A-Za-z@][\w' @-]*")
 # A phrase stays within its sentence and its line: what follows may be another every time.
 _SENTENCES = re.compile(
     r"(?= ?\n)(?<![\n ])|(?<=\n)(?=\S)|(?<=[.!?:])(?= )|(?= ?[\[|<])(?<! )|(?<=[\]|>])"
@@ -85,15 +86,21 @@ def mine_names(chats: Iterable[Chat], minimum: int = 5) -> list[str]:
 def _arguments(action: str) -> Iterator[str]:
     """Yields what an action names; its first word is the verb."""
     for part in _BETWEEN_NAMES.split(_VERB.sub("", action, count=1)):
-        if _NAME.fullmatch(name := part.strip()):
-            yield name
+        thing, _, place = part.partition(" @")
+        for name in {part.strip(), thing.strip(), place and f"@{place.strip()}"}:
+            if _NAME.fullmatch(name):
+                yield name
 
 
 def _documents_with(names: Sequence[str], documents: Sequence[str]) -> Counter[str]:
     if not names:
         return Counter()
-    pattern = re.compile(rf"\b(?:{_any_of(names)})\b")
-    return Counter(name for text in documents for name in set(pattern.findall(text)))
+    pattern = re.compile(rf"(?<!\w)(?:{_any_of(names)})(?!\w)")
+    told = Counter(name for text in documents for name in set(pattern.findall(text)))
+    for name in [name for name in told if " @" in name]:
+        # The longest match has hidden the place in it.
+        told[f"@{name.partition(' @')[2]}"] += told[name]
+    return told
 
 
 def _numberings(names: Iterable[str]) -> set[str]:

@@ -23,6 +23,8 @@ class World:
         title: As in the environment ids, ``LLMWorld-<title>-v0``.
         rejection: What the engine answers to anything outside its grammar.
         contexts: Prompt style -> the system message of a scenario.
+        places: Prompt style -> what reads from an observation where the agent is, for styles that
+            repeat it with each action (`Protocol.place`).
         agents: Name -> factory of an agent that knows this world.
         real_entry_point: ``module:Class`` of the twin.
         real_policies: Name -> ``module:Class`` of agents that need the engine itself.
@@ -49,6 +51,7 @@ class World:
     splits: tuple[str, ...] = ("train", "valid_seen", "valid_unseen")
     embedded: bool = False
     real_policies: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[str, Callable[[str], str | None]] = field(default_factory=dict)
     max_episode_steps: int = 50
     max_observation_chars: int = 8192
     max_tokens: int = 512
@@ -82,4 +85,9 @@ class World:
             given = scenario.hidden.get(GIVEN_CONTEXT)
             return context(scenario) if given is None else str(given)
 
-        return Protocol(style, worded, max_observation_chars=self.max_observation_chars)
+        return Protocol(
+            style,
+            worded,
+            max_observation_chars=self.max_observation_chars,
+            place=self.places.get(style),
+        )

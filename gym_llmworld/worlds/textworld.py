@@ -41,6 +41,7 @@ _STATE = re.compile(
     r"an? (?:open|opened|closed|locked)|It is (?:open|closed|locked)\.|You can see inside it\.|"
     r"You can't see inside it because the lid's in your way\.|There is a lock on it\."
 )
+_TITLE = re.compile(r"^-= (.+) =-$", re.MULTILINE)
 _SLOT = re.compile(r"<([^>]*)>")
 
 Thing = Mapping[str, Any]
@@ -91,8 +92,16 @@ def engine_context(scenario: Scenario) -> str:
 
 
 def _ways(room: Mapping[str, Any]) -> Iterator[str]:
+    """Words the map in the words of the chat: the action with its place, then the title there."""
     for way, other in room["exits"].items():
-        yield " ".join(["from", room["name"], way, other, room["doors"].get(way, "")]).rstrip()
+        yield f"go {way} @{room['name'].lower()}"
+        yield f"-= {other.title()} =- {room['doors'].get(way, '.')}"
+
+
+def place_of(observation: str) -> str | None:
+    """Returns the room whose title an observation shows, in lower case; None without a title."""
+    titles = _TITLE.findall(observation)
+    return titles[-1].lower() if titles else None
 
 
 def _states(hidden: Mapping[str, Any]) -> dict[str, str]:
@@ -213,6 +222,7 @@ WORLD = World(
         "nomap": nomap_context,
         "word2world": word2world_context,
     },
+    places={"engine": place_of, "nomap": place_of},
     agents=TEXTWORLD_AGENTS,
     real_entry_point="gym_llmworld.real.textworld_env:TextWorldEnv",
     games_module="gym_llmworld.real.textworld_scenarios",

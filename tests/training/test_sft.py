@@ -22,11 +22,13 @@ from trl import SFTTrainer
 from gym_llmworld.checkpoints import checkpoint_style
 from gym_llmworld.core import Chat, Episode, Message, Scenario, Step
 from gym_llmworld.errors import DataError
-from training.data import read_conversations
+from training.config import Config
+from training.data import Conversations, read_conversations
 from training.exact_match import tokenize, turn_match
 from training.scratch import small_llama
-from training.sft import Config, build_trainer, last_checkpoint, load, main, parser
+from training.sft import build_trainer, load, main, parser
 from training.tokenizer import END, train_tokenizer
+from training.trainer import last_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SIZES = ["--layers=2", "--width=128", "--heads=4", "--hidden=64", "--context=256", "--threads=1"]
@@ -104,7 +106,8 @@ def test_entities_and_stock_phrases_are_single_tokens(tokenizer: Any) -> None:
     assert [tokenizer.decode([i]) for i in tokenizer(text)["input_ids"]] == [
         "You arrive at",
         " cabinet 2",
-        ". The",
+        ".",
+        " The",
         " cabinet 2",
         " is closed.",
     ]
@@ -149,7 +152,7 @@ def test_only_observations_and_their_ends_are_supervised(
     config = tiny_config(files, tmp_path)
     model, tokenizer = load(config, chats)
     data = read_conversations(config.data, "engine")
-    trainer = build_trainer(config, model, tokenizer, data, (), "test")
+    trainer = build_trainer(config, model, tokenizer, data, Conversations(), "test")
     for row, chat in zip(trainer.train_dataset, chats, strict=True):
         expected_ids: list[int] = []
         expected_labels: list[int] = []
@@ -170,7 +173,7 @@ def test_loss_equals_the_stock_trainers(
     config = tiny_config(files, tmp_path)
     model, tokenizer = load(config, chats)
     data = read_conversations(config.data, "engine")
-    trainer = build_trainer(config, model, tokenizer, data, (), "test")
+    trainer = build_trainer(config, model, tokenizer, data, Conversations(), "test")
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
     model.train()
     for count in (None, torch.tensor(37)):
@@ -186,7 +189,7 @@ def test_every_weight_moves_in_one_step(
     model, tokenizer = load(config, chats)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     data = read_conversations(config.data, "engine")
-    build_trainer(config, model, tokenizer, data, (), "test").train()
+    build_trainer(config, model, tokenizer, data, Conversations(), "test").train()
     still = [name for name, w in model.named_parameters() if torch.equal(w, before[name])]
     assert not still
 
@@ -245,7 +248,7 @@ def test_exact_match_equals_greedy_generation(
     config = tiny_config(files, tmp_path, max_steps=14, learning_rate=3e-3, warmup_steps=5)
     model, tokenizer = load(config, chats)
     data = read_conversations(config.data, "engine")
-    build_trainer(config, model, tokenizer, data, (), "test").train()
+    build_trainer(config, model, tokenizer, data, Conversations(), "test").train()
     model.eval()
     heldout = chats[:6]
     right = total = 0

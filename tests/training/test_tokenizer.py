@@ -38,6 +38,12 @@ def test_a_name_may_follow_any_preposition() -> None:
     assert mine_names(wired) == [" anode", " bulb", " wire terminal 1"]
 
 
+def test_a_way_out_of_a_place_is_one_name() -> None:
+    messages = chat(("go south @hall", "A kitchen."), ("take cup @hall", "You take the cup."))
+    messages[0] = Message("system", "go south @hall\n-= Kitchen =-\nA cup. Go.")
+    assert mine_names([messages] * 5) == [" @hall", " cup", " south @hall"]
+
+
 def test_wordings_end_at_names_sentences_and_lines() -> None:
     texts = ["You move the red apple to the hall. It is dark.\n\tA hall", "(that is [a:b|c])"] * 3
     assert set(mine_phrases(texts, [" red apple", " hall"], minimum=3)) == {

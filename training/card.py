@@ -1,0 +1,149 @@
+"""What stands beside a trained model's weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gym_llmworld.checkpoints import CARD_FILE
+from training.config import SCRATCH, Config
+from training.data import Conversations, PromptStyles, shares
+from training.exact_match import TurnMatch
+from training.heldout import Scores
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known about a model: ``llmworld.json`` for programs, ``README.md`` for people.
+
+    Attributes:
+        config: The run.
+        command: As typed.
+        data: What it was trained on.
+        parameters: Number of weights.
+        log: The run's JSON Lines log.
+    """
+
+    config: Config
+    command: str
+    data: Conversations
+    parameters: int
+    log: Path
+
+    def write(self, folder: Path, final: Scores | None = None) -> None:
+        """Writes both files into a checkpoint folder; ``final`` is the last evaluation."""
+        worlds = self.data.worlds
+        card = {
+            "format": 1,
+            "world": worlds[0] if len(worlds) == 1 else None,
+            "worlds": list(worlds),
+            "prompt_style": self._style(),
+            "base": None if self.config.model == SCRATCH else self.config.model,
+            "parameters": self.parameters,
+            "exact_match": None if final is None else final.as_row(),
+        }
+        write_atomically(folder / CARD_FILE, card)
+        (folder / "README.md").write_text(self._text(final), encoding="utf-8")
+
+    def _style(self) -> str | dict[str, str]:
+        return PromptStyles.parse(self.config.prompt_style).for_card(self.data.worlds)
+
+    def _text(self, final: Scores | None) -> str:
+        worlds = ", ".join(self.data.worlds) or "Word2World files"
+        base = "random weights" if self.config.model == SCRATCH else self.config.model
+        if self.config.model == SCRATCH and self.config.recall_init:
+            base = "random weights with look-up heads written into layers 1 and 2"
+        size = f"{self.parameters / 1e6:.2f}M parameters"
+        parts = [
+            "---\ntags:\n- world-model\n- gym-llmworld\npipeline_tag: text-generation\n---",
+            f"# World model: {worlds}",
+            "Predicts the next observation of a text environment from its initial context "
+            "(system), the actions (user) and the observations so far (assistant). Made with "
+            "gym-llmworld's `training/sft.py`.",
+            f"- Size: {size}, from {base}\n"
+            f"- Prompt style: `{self.config.prompt_style}`\n"
+            f"- Training data: {len(self.data.chats)} episodes from {self.data.scenarios} "
+            f"scenarios ({_sources(self.config)})\n"
+            f"- Held-out data: {_names(self.config.eval_data)}\n"
+            f"- Code: revision {_revision()}; Python {platform.python_version()}, torch "
+            f"{torch.__version__}\n"
+            f"- Command: `{self.command}`",
+        ]
+        if final is not None:
+            parts += ["## Exact match on held-out episodes", _final_table(final)]
+        parts += ["## Curve", _curve_table(self.log)]
+        return "\n\n".join(parts) + "\n"
+
+
+def _names(files: Sequence[Path]) -> str:
+    return ", ".join(file.name for file in files) or "none"
+
+
+def _sources(config: Config) -> str:
+    parts = shares(config.sources)
+    if parts is None:
+        return _names([source.path for source in config.sources])
+    return ", ".join(
+        f"{source.path.name}: {share:.0%} of the sampled episodes"
+        for source, share in zip(config.sources, parts, strict=True)
+    )
+
+
+def _final_table(final: Scores) -> str:
+    columns = {"": final.all}
+    if len(final.by_world) > 1:
+        columns = {"all worlds": final.all, **final.by_world}
+    titles = [f"{title} {name}".strip() for name in columns for title in ("n", "exact match")]
+    rows = ["| turns | " + " | ".join(titles) + " |", "|---" * (1 + len(titles)) + "|"]
+    for kind in TurnMatch.__slots__:
+        rates = [getattr(match, kind) for match in columns.values()]
+        shown = " | ".join(f"{rate.n} | {_share(rate.value, 4)}" for rate in rates)
+        rows.append(f"| {kind} | {shown} |")
+    return "\n".join(rows)
+
+
+def _curve_table(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    points = [point for point in map(json.loads, lines) if "em_all" in point]
+    worlds = sorted({world for point in points for world in point.get("worlds", {})})
+    names = ["step", "minutes", "all", "changed", "lookup", "ending", *worlds]
+    rows = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    for point in points:
+        values = [point[f"em_{k}"] for k in ("all", "changed", "lookup", "ending")]
+        values += [point.get("worlds", {}).get(world, {}).get("em_all") for world in worlds]
+        shown = " | ".join(_share(value, 3) for value in values)
+        rows.append(f"| {point['step']} | {point['minutes']:.1f} | {shown} |")
+    return "\n".join(rows)
+
+
+def _share(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _revision() -> str:
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def write_atomically(file: Path, value: Any) -> None:
+    """Writes a JSON file; a reader never sees half of it."""
+    draft = file.with_name(file.name + ".part")
+    draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(draft, file)

@@ -1,0 +1,126 @@
+"""What a training run is told: one option of the program per field."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.data import PromptStyles, Source
+
+SCRATCH = "scratch"
+_OUTPUT = Path("runs/sft")
+
+
+def _option(default: Any, text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run; every field is an option of the program and explained there."""
+
+    data: tuple[Path, ...] = _option(
+        (),
+        "episodes (.jsonl[.gz], of any worlds) or Word2World files (.json), each PATH or "
+        "PATH:WEIGHT. Without weights every episode of every file is seen once per pass. With "
+        "weights (a file without one counts as 1) a pass still has as many episodes as all files "
+        "hold together, but each file's share of them is its weight / the sum of all weights; a "
+        "file goes through all its episodes, in a new random order each time, before one repeats",
+    )
+    eval_data: tuple[Path, ...] = _option((), "held-out episodes, of other games; same formats")
+    output: Path = _option(_OUTPUT, "folder for checkpoints, log and the finished model")  # noqa: RUF009
+    model: str = _option(SCRATCH, "'scratch', or a folder or hub id to start from")
+    prompt_style: str = _option(
+        "engine",
+        "how scenarios are worded: engine | word2world | any other style of the world; styles of "
+        "single worlds follow behind commas: engine,textworld=nomap; engine+nomap: every episode "
+        "both ways, for a model that knows both",
+    )
+
+    layers: int = _option(5, "from scratch: transformer blocks")
+    width: int = _option(256, "from scratch: residual width")
+    heads: int = _option(4, "from scratch: attention heads")
+    hidden: int = _option(512, "from scratch: width of the feed-forward blocks")
+    merges: int = _option(600, "from scratch: tokens for parts of words, beyond the 256 bytes")
+    context: int = _option(2048, "longest episode in tokens; longer ones are cut")
+    recall_init: bool = _option(True, "from scratch: begin with look-up heads")
+    lora_rank: int = _option(
+        0, "0 tunes all weights; otherwise LoRA of this rank, merged at the end"
+    )
+
+    minutes: float = _option(0.0, "stop after this much training time (0: no limit)")
+    max_steps: int = _option(0, "stop after this many optimiser steps (0: no limit)")
+    epochs: float = _option(0.0, "stop after this many passes (0: no limit; 1 if none is given)")
+    batch_size: int = _option(6, "episodes per device and step")
+    accumulate: int = _option(1, "batches per optimiser step")
+    learning_rate: float = _option(8e-4, "peak; linear warm-up, then linear decay to 2 % of it")
+    warmup_steps: int = _option(20, "steps of warm-up")
+    weight_decay: float = _option(0.01, "of AdamW")
+    beta2: float = _option(0.98, "of AdamW")
+
+    checkpoint_minutes: float = _option(5.0, "checkpoint and evaluate this often (0: every step)")
+    eval_episodes: int = _option(
+        100, "held-out episodes in evaluations on the way, divided evenly among worlds (0: all)"
+    )
+    resume: bool = _option(True, "continue from the last complete checkpoint in --output")
+    seed: int = _option(0, "of weights, data order and LoRA")
+    threads: int = _option(0, "CPU threads (0: torch's choice)")
+
+    def __post_init__(self) -> None:
+        """Refuses runs that could not end well, before anything is loaded."""
+        if min(self.minutes, self.max_steps, self.epochs, self.checkpoint_minutes) < 0:
+            raise ValueError("minutes, max_steps, epochs and checkpoint_minutes must be >= 0")
+        for name in ("batch_size", "accumulate", "context", "merges"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.lora_rank and self.model == SCRATCH:
+            raise ValueError("LoRA needs a model to adapt; pass --model PATH_OR_HUB_ID")
+        PromptStyles.parse(self.prompt_style)
+        _ = self.sources
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The files of ``data``, and their weights."""
+        return tuple(Source.parse(str(file)) for file in self.data)
+
+
+def add_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """Adds one option per field of `Config`, except for those in ``without``."""
+    for field in dataclasses.fields(Config):
+        if field.name in without:
+            continue
+        flag = "--" + field.name.replace("_", "-")
+        text = f"{field.metadata['help']} (default: {_shown(field.default)})"
+        text = text.replace("%", "%%")
+        if isinstance(field.default, bool):
+            action = argparse.BooleanOptionalAction
+            parser.add_argument(flag, action=action, default=field.default, help=text)
+        elif isinstance(field.default, tuple):
+            parser.add_argument(flag, type=Path, nargs="+", default=(), help=text, metavar="FILE")
+        else:
+            kind, name = type(field.default), type(field.default).__name__.upper()
+            kind = Path if isinstance(field.default, Path) else kind
+            parser.add_argument(
+                flag, type=kind, default=field.default, help=text,
+                metavar="PATH" if kind is Path else name,
+            )  # fmt: skip
+
+
+def _shown(value: Any) -> str:
+    return "none" if value == () else str(value)
+
+
+def config_of(arguments: argparse.Namespace, **changes: Any) -> Config:
+    """Returns the run that the options of `add_options` describe.
+
+    Raises:
+        ValueError: The run could not end well; see `Config`.
+    """
+    names = {field.name for field in dataclasses.fields(Config)}
+    values = {k: v for k, v in vars(arguments).items() if k in names}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Config(**{**values, **changes})
