@@ -55,18 +55,26 @@ class WorldModelEnv(gym.Env[str, str]):
         world: Key of the mirrored world.
         render_mode: None, ``"ansi"`` or ``"human"``.
         **imagination: ``model``, ``backend``, ``backend_options``, ``prompt_style``, ``scenarios``,
-            ``split``, ``temperature``, ``top_p``, ``max_tokens``: see
-            `gym_llmworld.imagination.Imagination.open`.
+            ``split``, ``temperature``, ``top_p``, ``max_tokens``, ``anchor``, ``anchor_budget``,
+            ``anchor_options``: see `gym_llmworld.imagination.Imagination.open`.
 
     ``reset(options=...)`` understands ``{"scenario": id or dict}``, ``{"split": name}`` and
     ``{"start": snapshot}``. A step is ``terminated`` only when the model ended its turn with the
     success marker, and ``truncated`` when its answer cannot be used (see ``info["llmworld"]
     ["status"]``, a `gym_llmworld.protocol.ParseStatus`).
 
+    With ``anchor``, rules say which steps the real twin answers instead (`gym_llmworld.anchoring`).
+    Such a step has the twin's observation, reward, flags and info; ``info["llmworld"]`` says
+    ``"source": "real"``, and under ``"anchor"`` which ``rule`` fired, how many ``real_steps`` the
+    episode has and, once it is known, the first step that the model had answered otherwise than
+    the twin (``diverged``; 0: they began differently). A twin that fails truncates the episode,
+    with status ``"twin_failed"`` and the ``error``.
+
     Raises:
         ScenarioError: Unknown world, scenarios or split.
         CheckpointError: The model cannot serve as a world model.
-        MissingDependency: The backend needs an extra that is not installed.
+        MissingDependency: The backend, or the twin, needs an extra that is not installed.
+        ValueError: An anchor rule makes no sense.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so
@@ -79,6 +87,7 @@ class WorldModelEnv(gym.Env[str, str]):
         self.imagination = Imagination.open(world, **imagination)
         self.observation_space = FreeText(self.imagination.world.max_observation_chars)
         self.action_space = FreeText(MAX_ACTION_LENGTH)
+        [self._twin] = self.imagination.twins(1)
         self._session: Session | None = None
         self._closed = False
 
@@ -95,13 +104,14 @@ class WorldModelEnv(gym.Env[str, str]):
 
     @property
     def stats(self) -> Stats:
-        """What was spent on the model; not in ``info``, which has to replay exactly."""
+        """What was spent on model and twin; not in ``info``, which has to replay exactly."""
         return self.imagination.stats
 
     @property
     def episode(self) -> Episode:
-        """The imagined episode so far, as data."""
-        return Episode(self.session.scenario, self.session.steps, "model", agent="")
+        """The episode so far, as data; its source is ``"anchored"`` if the real twin helped."""
+        session = self.session
+        return Episode(session.scenario, session.steps, session.source, agent="")
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -114,7 +124,7 @@ class WorldModelEnv(gym.Env[str, str]):
         return self._session.observation, self.imagination.first_info(self._session)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Asks the model what ``action`` leads to.
+        """Asks the model, or the real twin, what ``action`` leads to.
 
         Raises:
             InvalidAction: The action is not a string.
@@ -123,7 +133,7 @@ class WorldModelEnv(gym.Env[str, str]):
         """
         session = self._playable()
         seed = draw_seed(self.np_random)
-        [outcome] = self.imagination.ask([(session, require_text(action), seed)])
+        [outcome] = self.imagination.ask([(session, require_text(action), seed)], [self._twin])
         self._session = outcome.session
         if self.render_mode == "human":
             self._show()
@@ -131,18 +141,25 @@ class WorldModelEnv(gym.Env[str, str]):
         info = self.imagination.step_info(outcome)
         return step.observation, step.reward, step.terminated, step.truncated, info
 
-    def what_if(self, actions: Sequence[str]) -> list[Step]:
+    def what_if(self, actions: Sequence[str], *, anchored: bool = False) -> list[Step]:
         """Returns where each action would lead, in one batched call; the episode does not move.
 
-        ``what_if([a])[0]`` is the step that ``step(a)`` would take next.
+        ``what_if([a])[0]`` is the step that ``step(a)`` would take next, or that it would take if
+        the model answered.
+
+        Args:
+            actions: Candidates.
+            anchored: Let the real twin answer where it would answer ``step``. That replays the
+                episode for every such candidate; by default the twin is not asked.
         """
         session = self._playable()
         seed = draw_seed(copy.deepcopy(self.np_random))
         requests = [(session, require_text(action), seed) for action in actions]
-        return [outcome.step for outcome in self.imagination.ask(requests)]
+        twins = [self._twin if anchored else None] * len(requests)
+        return [outcome.step for outcome in self.imagination.ask(requests, twins)]
 
     def fork(self) -> WorldModelEnv:
-        """Returns an independent copy at the same point, sharing the engine.
+        """Returns an independent copy at the same point, sharing the model's engine.
 
         ``copy.deepcopy(env)`` does the same through a whole stack of wrappers.
         """
@@ -151,11 +168,14 @@ class WorldModelEnv(gym.Env[str, str]):
     def snapshot(self) -> Snapshot:
         """Returns the present state as a picklable value."""
         state = copy.deepcopy(self.np_random.bit_generator.state)
-        return Snapshot(self.session.scenario, self.session.steps, state)
+        session = self.session
+        return Snapshot(session.scenario, session.steps, state, session.anchors)
 
     def restore(self, snapshot: Snapshot) -> str:
         """Goes back to a snapshot, random generator included; returns the observation there."""
-        self._session = self.imagination.session(snapshot.scenario, snapshot.steps)
+        self._session = self.imagination.session(
+            snapshot.scenario, snapshot.steps, snapshot.anchors
+        )
         self.np_random.bit_generator.state = copy.deepcopy(dict(snapshot.rng))
         return self._session.observation
 
@@ -168,8 +188,7 @@ class WorldModelEnv(gym.Env[str, str]):
         taken = self.session.steps
         if not 0 <= steps <= len(taken):
             raise ValueError(f"cannot undo {steps} steps of an episode with {len(taken)}")
-        kept = taken[: len(taken) - steps]
-        self._session = self.imagination.session(self.session.scenario, kept)
+        self._session = self.session.rewind(len(taken) - steps)
         return self._session.observation
 
     def render(self) -> str | None:
@@ -177,10 +196,12 @@ class WorldModelEnv(gym.Env[str, str]):
         return self._frame() if self.render_mode == "ansi" else None
 
     def close(self) -> None:
-        """Drops this environment's hold on the engine; others keep theirs."""
+        """Drops this environment's hold on the engine; others keep theirs. Ends its twin."""
         if not self._closed:
             self._closed = True
             self.imagination.backend.close()
+            if self._twin is not None:
+                self._twin.close()
 
     def _playable(self) -> Session:
         session = self.session

@@ -15,6 +15,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from gym_llmworld.anchoring import Twin
 from gym_llmworld.contract import MAX_ACTION_LENGTH, frame
 from gym_llmworld.core import Episode, Step
 from gym_llmworld.env import WorldModelEnv, check_render_mode, draw_seed, require_text
@@ -32,6 +33,7 @@ class _Lane:
 
     rng: np.random.Generator
     seed: int
+    twin: Twin | None
     session: Session | None = None
     terminated: bool = False
     truncated: bool = False
@@ -57,7 +59,9 @@ class WorldModelVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], npt.NDArra
             stays as it is, with reward 0 and its flags up, until ``reset(options={"reset_mask":
             mask})``.
         render_mode: None, ``"ansi"`` or ``"human"``.
-        **imagination: See `gym_llmworld.imagination.Imagination.open`.
+        **imagination: See `gym_llmworld.imagination.Imagination.open`. With ``anchor``, every world
+            has a real twin of its own, opened when it is first needed (ScienceWorld's share one
+            JVM: 16 of them take 0.4 GB).
 
     ``reset(options=...)`` understands what the scalar environment does, for all worlds alike;
     ``"scenario"`` and ``"start"`` may also be lists of length N. Actions and observations are
@@ -90,12 +94,13 @@ class WorldModelVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], npt.NDArra
         self.single_action_space = FreeText(MAX_ACTION_LENGTH)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._lanes = [_Lane(*seeding.np_random()) for _ in range(num_envs)]
+        twins = self.imagination.twins(num_envs)
+        self._lanes = [_Lane(*seeding.np_random(), twin) for twin in twins]
         self.closed = False
 
     @property
     def stats(self) -> Stats:
-        """What was spent on the model by all worlds together."""
+        """What was spent on the model and the twins by all worlds together."""
         return self.imagination.stats
 
     @property
@@ -109,8 +114,8 @@ class WorldModelVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], npt.NDArra
 
     @property
     def episodes(self) -> tuple[Episode, ...]:
-        """The imagined episode of each world so far, as data."""
-        return tuple(Episode(s.scenario, s.steps, "model", agent="") for s in self.sessions)
+        """The episode of each world so far, as data, see `WorldModelEnv.episode`."""
+        return tuple(Episode(s.scenario, s.steps, s.source, agent="") for s in self.sessions)
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
@@ -170,7 +175,8 @@ class WorldModelVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], npt.NDArra
             )
             for i in playing
         ]
-        outcomes = dict(zip(playing, self.imagination.ask(requests), strict=True))
+        twins = [self._lanes[i].twin for i in playing]
+        outcomes = dict(zip(playing, self.imagination.ask(requests, twins), strict=True))
         rewards = np.zeros(self.num_envs, dtype=np.float64)
         infos: dict[str, Any] = {}
         for i, lane in enumerate(self._lanes):
@@ -185,34 +191,41 @@ class WorldModelVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], npt.NDArra
         self._show(range(self.num_envs))
         return self._observations(), rewards, terminated, truncated, infos
 
-    def what_if(self, actions: Sequence[Sequence[str]]) -> list[list[Step]]:
+    def what_if(
+        self, actions: Sequence[Sequence[str]], *, anchored: bool = False
+    ) -> list[list[Step]]:
         """Returns where each of world ``i``'s candidate ``actions[i]`` would lead; no world moves.
 
         All candidates of all worlds go into one batched call.
+
+        Args:
+            actions: N lists.
+            anchored: Let the real twins answer, see `WorldModelEnv.what_if`.
 
         Raises:
             ValueError: Not exactly N lists, or candidates for a finished world.
         """
         if len(actions) != self.num_envs:
             raise ValueError(f"expected {self.num_envs} lists of actions, got {len(actions)}")
-        requests = []
+        requests, twins = [], []
         for lane, candidates in zip(self._lanes, actions, strict=True):
             if candidates and lane.done:
                 raise ValueError("what_if on a finished world; give it an empty list")
             seed = draw_seed(copy.deepcopy(lane.rng))
             requests += [(self._session(lane), require_text(a), seed) for a in candidates]
-        outcomes = iter(self.imagination.ask(requests))
+            twins += [lane.twin if anchored else None] * len(candidates)
+        outcomes = iter(self.imagination.ask(requests, twins))
         return [[next(outcomes).step for _ in candidates] for candidates in actions]
 
     def snapshot(self) -> tuple[Snapshot, ...]:
         """Returns the state of each world; ``reset(options={"start": snapshots})`` starts there."""
         return tuple(
-            Snapshot(s.scenario, s.steps, copy.deepcopy(lane.rng.bit_generator.state))
+            Snapshot(s.scenario, s.steps, copy.deepcopy(lane.rng.bit_generator.state), s.anchors)
             for lane, s in zip(self._lanes, self.sessions, strict=True)
         )
 
     def fork(self) -> WorldModelVectorEnv:
-        """Returns an independent copy of all worlds, sharing the engine."""
+        """Returns an independent copy of all worlds, sharing the model's engine."""
         return copy.deepcopy(self)
 
     def render(self) -> tuple[str, ...] | None:
@@ -222,8 +235,11 @@ class WorldModelVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], npt.NDArra
         return tuple(self._frame(i) for i in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Drops this environment's hold on the engine; others keep theirs."""
+        """Drops this environment's hold on the engine; others keep theirs. Ends the twins."""
         self.imagination.backend.close()
+        for lane in self._lanes:
+            if lane.twin is not None:
+                lane.twin.close()
 
     def _session(self, lane: _Lane) -> Session:
         if lane.session is None:
