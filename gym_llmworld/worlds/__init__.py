@@ -14,6 +14,7 @@ _MODULES = {
     "alfworld": "gym_llmworld.worlds.alfworld",
     "scienceworld": "gym_llmworld.worlds.scienceworld",
     "textworld": "gym_llmworld.worlds.textworld",
+    "webshop": "gym_llmworld.worlds.webshop",
 }
 
 

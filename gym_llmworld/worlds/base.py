@@ -25,6 +25,7 @@ class World:
         contexts: Prompt style -> the system message of a scenario.
         places: Prompt style -> what reads from an observation where the agent is, for styles that
             repeat it with each action (`Protocol.place`).
+        ends: Tells whether an observation that did not solve the task ends the episode.
         agents: Name -> factory of an agent that knows this world.
         real_entry_point: ``module:Class`` of the twin.
         real_policies: Name -> ``module:Class`` of agents that need the engine itself.
@@ -51,6 +52,7 @@ class World:
     splits: tuple[str, ...] = ("train", "valid_seen", "valid_unseen")
     embedded: bool = False
     real_policies: Mapping[str, str] = field(default_factory=dict)
+    ends: Callable[[str], bool] | None = None
     places: Mapping[str, Callable[[str], str | None]] = field(default_factory=dict)
     max_episode_steps: int = 50
     max_observation_chars: int = 8192
@@ -90,4 +92,5 @@ class World:
             worded,
             max_observation_chars=self.max_observation_chars,
             place=self.places.get(style),
+            ends=self.ends,
         )

@@ -104,6 +104,11 @@ def place_of(observation: str) -> str | None:
     return titles[-1].lower() if titles else None
 
 
+def is_lost(observation: str) -> bool:
+    """Returns whether an observation ends the game without a win."""
+    return "*** You lost! ***" in observation.splitlines()
+
+
 def _states(hidden: Mapping[str, Any]) -> dict[str, str]:
     """Returns of each door and thing what conditions may ask: ``open full``."""
     states = {door["name"]: door["state"] for door in hidden["doors"]}
@@ -222,6 +227,7 @@ WORLD = World(
         "nomap": nomap_context,
         "word2world": word2world_context,
     },
+    ends=is_lost,
     places={"engine": place_of, "nomap": place_of},
     agents=TEXTWORLD_AGENTS,
     real_entry_point="gym_llmworld.real.textworld_env:TextWorldEnv",
