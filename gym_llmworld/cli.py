@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from gym_llmworld import cli_data
+from gym_llmworld import cli_anchor, cli_calibrate, cli_data, cli_verify
 from gym_llmworld.cli_options import (
     BackendName,
     EnvId,
@@ -48,6 +48,10 @@ EPILOG = """
 `llmworld evaluate LLMWorld-ALFWorld-v0 --episodes real.jsonl --json em.json`
 
 `llmworld compare LLMWorld-ALFWorld-v0 --games games --agents expert,noisy --html cr.html`
+
+`llmworld calibrate LLMWorld-ALFWorld-v0 --data real.jsonl` — how sure it is, how sure it should be
+
+`llmworld anchor-curve LLMWorld-ALFWorld-v0 --json anchor.json` — how much reality is enough
 """
 
 app = typer.Typer(
@@ -70,6 +74,9 @@ def _options(
 app.command()(cli_data.games)
 app.command()(cli_data.scenarios)
 app.command()(cli_data.collect)
+app.command()(cli_calibrate.calibrate)
+app.command()(cli_anchor.anchor_curve)
+app.command()(cli_verify.verify)
 
 
 @app.command()

@@ -61,12 +61,14 @@ class Prediction:
         status: How the text ended.
         confidence: Probability that the prediction is right, in [0, 1], as `Protocol.confidence`
             judges it; None when unknown.
+        over: The episode ends here, with success or without.
     """
 
     observation: str
     success: bool
     status: ParseStatus
     confidence: float | None = None
+    over: bool = False
 
 
 def sequence_probability(completion: Completion) -> float | None:
@@ -99,6 +101,8 @@ class Protocol:
         place: Reads from an observation where the agent is, None when it does not say. Where a
             style has it, each action ends with the place of the latest observation that said one:
             `` @kitchen``. A small model is spared to look back for what it was last told.
+        ends: Tells whether the world goes on after an observation that did not solve the task, such
+            as a lost game; None where only success ends an episode. It cannot bring success.
     """
 
     style: str
@@ -107,6 +111,7 @@ class Protocol:
     max_observation_chars: int = 8192
     confidence: Callable[[Completion], float | None] = sequence_probability
     place: Callable[[str], str | None] | None = None
+    ends: Callable[[str], bool] | None = None
 
     def admit(self, action: str) -> str | None:
         """Returns the action as it enters the chat (stripped), or None if it may not enter one."""
@@ -195,4 +200,5 @@ class Protocol:
         if not finished or len(observation) > self.max_observation_chars:
             cut = observation[: self.max_observation_chars]
             return Prediction(cut, False, ParseStatus.CUT_OFF, self.confidence(completion))
-        return Prediction(observation, success, ParseStatus.OK, self.confidence(completion))
+        over = success or (self.ends is not None and self.ends(observation))
+        return Prediction(observation, success, ParseStatus.OK, self.confidence(completion), over)

@@ -154,7 +154,7 @@ class Session:
             action=action,
             observation=prediction.observation,
             reward=1.0 if prediction.success else 0.0,
-            terminated=prediction.success,
+            terminated=prediction.over,
             truncated=prediction.status is not ParseStatus.OK,
         )
         return self._outcome(step, prediction.status, "model", prediction.confidence)

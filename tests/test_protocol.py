@@ -117,7 +117,9 @@ def test_rejected_actions_leave_no_trace_in_the_chat() -> None:
 @pytest.mark.parametrize(
     ("text", "prediction"),
     [
-        pytest.param("Won. [SUCCESS]", Prediction("Won.", True, ParseStatus.OK), id="marker"),
+        pytest.param(
+            "Won. [SUCCESS]", Prediction("Won.", True, ParseStatus.OK, over=True), id="marker"
+        ),
         pytest.param("Lost.", Prediction("Lost.", False, ParseStatus.OK), id="no-marker"),
         pytest.param(
             "a [SUCCESS] b", Prediction("a [SUCCESS] b", False, ParseStatus.OK), id="marker-in-text"
@@ -212,3 +214,19 @@ def test_confidence_is_the_probability_of_the_completion() -> None:
 def test_another_judge_of_confidence_is_asked_about_every_answer(text: str) -> None:
     judged = dataclasses.replace(protocol(), confidence=lambda completion: 0.25)
     assert judged.decode(finished(text)).confidence == 0.25
+
+
+@pytest.mark.parametrize(
+    ("text", "over", "success"),
+    [
+        ("You lost!", True, False),
+        ("You lost! [SUCCESS]", True, True),
+        ("You lost! Not yet.", False, False),
+    ],
+)
+def test_an_ending_of_the_world_is_no_success(text: str, over: bool, success: bool) -> None:
+    protocol = Protocol("test", lambda scenario: "", ends=lambda shown: shown == "You lost!")
+    prediction = protocol.decode(Completion(text, "stop"))
+    assert (prediction.over, prediction.success) == (over, success)
+    # What was cut off is truncated, not ended.
+    assert not protocol.decode(Completion(text, "length")).over
