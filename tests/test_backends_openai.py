@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from gym_llmworld.backends import openai_server
+from gym_llmworld.backends import openai_server_transport as transport
 from gym_llmworld.backends.base import Engine
 from gym_llmworld.backends.openai_server import OpenAIBackend
 from gym_llmworld.core import Completion, Message, Sampling
@@ -146,8 +146,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_server, "FIRST_PAUSE", 0.002)
-    monkeypatch.setattr(openai_server, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(transport, "FIRST_PAUSE", 0.002)
+    monkeypatch.setattr(transport, "LONGEST_PAUSE", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
@@ -490,12 +490,12 @@ def test_a_chat_that_breaks_the_server_leaves_the_others_alone(
 
 
 def test_the_pauses_grow_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_server, "FIRST_PAUSE", 0.5)
-    monkeypatch.setattr(openai_server, "LONGEST_PAUSE", 8.0)
+    monkeypatch.setattr(transport, "FIRST_PAUSE", 0.5)
+    monkeypatch.setattr(transport, "LONGEST_PAUSE", 8.0)
     for attempt, longest in enumerate([0.5, 1, 2, 4, 8, 8, 8], start=1):
-        pauses = [openai_server._pause(attempt) for _ in range(50)]
+        pauses = [transport._pause(attempt) for _ in range(50)]
         assert longest / 2 <= min(pauses) < max(pauses) <= longest
-    assert openai_server._pause(100_000) <= 8
+    assert transport._pause(100_000) <= 8
 
 
 # --- dead servers --------------------------------------------------------------------------------
@@ -893,8 +893,8 @@ def test_a_real_server_writes_what_the_local_backend_writes(
     from gym_llmworld.backends.hf import HFBackend
 
     url, folder = real_server
-    monkeypatch.setattr(openai_server, "FIRST_PAUSE", 1.0)
-    monkeypatch.setattr(openai_server, "LONGEST_PAUSE", 1.0)
+    monkeypatch.setattr(transport, "FIRST_PAUSE", 1.0)
+    monkeypatch.setattr(transport, "LONGEST_PAUSE", 1.0)
     # A refused connection is retried: the client waits for the server to come up.
     backend = OpenAIBackend(url, served_model=str(folder), concurrency=2, retries=150)
     local = HFBackend(str(folder))

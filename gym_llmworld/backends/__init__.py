@@ -181,7 +181,12 @@ def _acquire(config: BackendConfig) -> SharedBackend:
     return shared.acquire()
 
 
-def _kind(model: str) -> str:
+def _kind(model: object) -> str:
+    if not isinstance(model, str):
+        raise ValueError(
+            f"model must be one str, got {type(model).__name__}: all worlds of an environment "
+            f"share it; expected {_FORMS}"
+        )
     if model.startswith(_SCRIPTED):
         return "scripted"
     if model.startswith(_URL):
