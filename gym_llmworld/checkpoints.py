@@ -51,6 +51,18 @@ def read_card(model: str) -> Mapping[str, Any]:
     return card
 
 
-def checkpoint_style(model: str) -> str:
-    """Returns the prompt style that a checkpoint was trained on."""
-    return str(read_card(model).get("prompt_style", PUBLISHED_STYLE))
+def checkpoint_style(model: str, world: str) -> str:
+    """Returns the prompt style that a checkpoint was trained on for a world.
+
+    Raises:
+        CheckpointError: It was trained on several worlds in styles of their own, and not on this.
+    """
+    style = read_card(model).get("prompt_style", PUBLISHED_STYLE)
+    if not isinstance(style, Mapping):
+        return str(style)
+    if world not in style:
+        raise CheckpointError(
+            f"{model} was trained on {', '.join(sorted(style))}, not on {world}; pass "
+            "prompt_style= to use it there all the same"
+        )
+    return str(style[world])

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from gym_llmworld import cli_anchor, cli_calibrate, cli_data, cli_verify
+from gym_llmworld import cli_anchor, cli_calibrate, cli_data, cli_serve, cli_verify
 from gym_llmworld.cli_options import (
     BackendName,
     EnvId,
@@ -77,6 +77,7 @@ app.command()(cli_data.collect)
 app.command()(cli_calibrate.calibrate)
 app.command()(cli_anchor.anchor_curve)
 app.command()(cli_verify.verify)
+app.command()(cli_serve.serve)
 
 
 @app.command()

@@ -86,7 +86,10 @@ def plan(
     if server not in SERVERS:
         raise ValueError(f"server must be one of {', '.join(SERVERS)}, got {server!r}")
     checkpoint = _checkpoint(model)
-    style = checkpoint_style(checkpoint)
+    card = read_card(checkpoint)
+    # Of a model of several worlds the printed line shows one, as an example.
+    world = card.get("world") or next(iter(card.get("worlds", ())), "")
+    style = checkpoint_style(checkpoint, world)
     options: dict[str, object] = {"model": _url(host, port), "prompt_style": style}
     if _installed(server) == "vllm":
         command, environment = _vllm(checkpoint, _served_name(model, style))
@@ -95,7 +98,6 @@ def plan(
         # It lists the hub's models instead of the one that it serves.
         options["backend_options"] = {"served_model": checkpoint}
     place = ("--host", host, "--port", str(port))
-    world = read_card(checkpoint).get("world")
     world_id = get_world(world).imagined_id if world in world_keys() else None
     return Launch([*command, *place, *more], environment, world_id, options)
 

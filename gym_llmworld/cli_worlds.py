@@ -196,7 +196,9 @@ class ModelChoice:
         Raises:
             CheckpointError: The world has no such style; or it ships no model, and none is named.
         """
-        return world.protocol(self.prompt_style or checkpoint_style(self._place(world))).style
+        return world.protocol(
+            self.prompt_style or checkpoint_style(self._place(world), world.key)
+        ).style
 
     def doubt(self, world: World) -> str | None:
         """Returns what to tell somebody who overrides what the checkpoint says of itself."""

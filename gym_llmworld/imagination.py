@@ -156,7 +156,7 @@ class Imagination:
         store.of_split(split)
         sampling = Sampling(temperature, top_p, max_tokens or spec.max_tokens)
         name = embedded_model(world) if model is None else model
-        protocol = calibrated(spec.protocol(prompt_style or checkpoint_style(name)), name)
+        protocol = calibrated(spec.protocol(prompt_style or checkpoint_style(name, world)), name)
         engine = backends.load_backend(name, backend, **(backend_options or {}))
         return cls(
             spec,

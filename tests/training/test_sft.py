@@ -336,7 +336,7 @@ def test_a_run_leaves_a_checkpoint_that_others_can_load(
 
     card = json.loads((scratch / "llmworld.json").read_text())
     assert (card["format"], card["world"], card["base"]) == (1, "alfworld", None)
-    assert checkpoint_style(str(scratch)) == "engine"
+    assert checkpoint_style(str(scratch), "alfworld") == "engine"
     assert (scratch / "chat_template.jinja").is_file()
     assert "--max-steps 2" in (scratch / "README.md").read_text()
     points = [json.loads(x) for x in (scratch / "training.jsonl").read_text().splitlines()]
