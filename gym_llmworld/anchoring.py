@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
+from gym_llmworld.contract import engine_failure
 from gym_llmworld.core import Scenario, Step
 from gym_llmworld.errors import BackendError, EngineError
 from gym_llmworld.metrics import exact_match
@@ -152,7 +153,8 @@ def parse_rule(text: str) -> Rule:
     if match is None:
         if not text.strip():
             raise ValueError(f"an anchor rule must be {_RULES}; got {text!r}")
-        return OnAction(text)
+        # A blank in front cannot matter, one behind does: "open " is not "opener".
+        return OnAction(text.lstrip())
     kind = match[1] + match[2]
     if kind not in _PARSERS:
         raise ValueError(f"unknown anchor rule {text!r}; expected {_RULES}")
@@ -323,9 +325,8 @@ class Twin:
     def _take(self, action: str) -> None:
         assert self._env is not None
         observation, reward, terminated, truncated, info = self._env.step(action)
-        # A twin behind a server does not raise: it keeps what it has and says why it stopped.
-        if truncated and (error := info.get("llmworld", {}).get("error")):
-            raise EngineError(str(error))
+        if error := engine_failure(info):
+            raise EngineError(error)
         self._steps.append(Step(action, observation, float(reward), terminated, truncated))
         self._info = info
 

@@ -23,11 +23,14 @@ from numpy.typing import NDArray
 
 from gym_llmworld.core import Completion
 from gym_llmworld.errors import CheckpointError
-from gym_llmworld.protocol import Protocol, rounded
+from gym_llmworld.protocol import Protocol, rounded, sequence_probability
 
 CALIBRATION_FILE = "calibration.json"
 FORMAT = 1
 FEATURES = ("lowest", "second_lowest", "sum", "length")
+
+_IMPOSSIBLE = 1e4
+"""Surprise of a token that a server calls impossible: unbounded, features would be no numbers."""
 
 Vector = NDArray[np.float64]
 
@@ -43,7 +46,7 @@ def features(logprobs: Sequence[float]) -> Vector:
     Args:
         logprobs: Of the tokens of a completion; at least one.
     """
-    surprise = np.maximum(0.0, -np.asarray(logprobs, dtype=np.float64))
+    surprise = np.clip(-np.asarray(logprobs, dtype=np.float64), 0.0, _IMPOSSIBLE)
     falling = np.sort(surprise)[::-1]
     second = falling[1] if len(falling) > 1 else 0.0
     lowest, second, total = np.log(np.array([falling[0], second, surprise.sum()]) + 1e-4)
@@ -69,9 +72,9 @@ class Calibration:
     def confidence(self, completion: Completion) -> float | None:
         """Returns the probability that the completion is what the real world answers.
 
-        None without log-probabilities.
+        None without log-probabilities, and where one of them is no number.
         """
-        if not completion.logprobs:
+        if sequence_probability(completion) is None:
             return None
         standard = (features(completion.logprobs) - self.center) / np.asarray(self.scale)
         return rounded(float(sigmoid(standard @ np.asarray(self.weights) + self.bias)))

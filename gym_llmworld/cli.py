@@ -52,6 +52,8 @@ EPILOG = """
 `llmworld calibrate LLMWorld-ALFWorld-v0 --data real.jsonl` — how sure it is, how sure it should be
 
 `llmworld anchor-curve LLMWorld-ALFWorld-v0 --json anchor.json` — how much reality is enough
+
+`llmworld verify LLMWorld-WebShop-v0 --model MODEL` — does looking before buying help an agent
 """
 
 app = typer.Typer(

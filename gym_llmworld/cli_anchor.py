@@ -71,6 +71,8 @@ def anchor_curve(
     world = world_of(env_id)
     choice = ModelChoice(model, backend, prompt_style)
     scenarios = held_out(world, games, split, episodes, seed)
+    if len(scenarios) < episodes:
+        say(f"There are only {len(scenarios)} such games; playing each once.", "yellow")
     study = Study(
         world,
         agent_makers(world, agents),
@@ -82,7 +84,7 @@ def anchor_curve(
         num_envs=num_envs,
         max_steps=max_steps,
     )
-    done = json.loads(json_file.read_text(encoding="utf-8")) if json_file.is_file() else None
+    done = read_results(json_file)
     data = trace(study, done, save=lambda rows: write_json(json_file, rows), progress=progress_bar)
     data["target"] = summary(data["points"], target)
     write_json(json_file, data)
@@ -91,6 +93,28 @@ def anchor_curve(
     if plot is not None:
         draw_curve(plot, data, f"{env_id}, {choice.name}")
         say(f"plot: {plot}", "dim")
+
+
+def read_results(file: Path) -> dict[str, Any] | None:
+    """Returns what an earlier run of the command left in a file; None where there is no file.
+
+    Raises:
+        DataError: The file holds something else.
+    """
+    from gym_llmworld.errors import DataError
+
+    if not file.is_file():
+        return None
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        data = None
+    if not isinstance(data, dict) or not {"settings", "guesses", "points"} <= set(data):
+        raise DataError(
+            f"{file} exists, and holds no results of anchor-curve that could be continued; pass "
+            "another --json, or remove that file"
+        )
+    return data
 
 
 def parse_shares(text: str) -> list[float]:

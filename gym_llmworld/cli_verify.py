@@ -23,7 +23,6 @@ from gym_llmworld.cli_options import (
     EnvId,
     Games,
     JsonFile,
-    MaxSteps,
     ModelName,
     PromptStyle,
     Seed,
@@ -219,7 +218,14 @@ def verify(
     games: Games = None,
     split: Split = None,
     seed: Seed = 0,
-    max_steps: MaxSteps = None,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most turns of an agent, refused ones included. Default: the world's step limit.",
+            show_default=False,
+        ),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Play the *real* world with and without looking before actions that cannot be undone.

@@ -34,8 +34,13 @@ def world_of(env_id: str) -> World:
 
     Raises:
         gymnasium.error.Error: There is no such id.
-        ScenarioError: The id is another environment's.
+        ScenarioError: The id is another environment's, or the key of a world.
     """
+    if env_id in world_keys():
+        raise ScenarioError(
+            f"{env_id!r} is a world; expected the id of its environment, "
+            f"{get_world(env_id).imagined_id}"
+        )
     spec = gym.spec(env_id)
     for key in world_keys():
         world = get_world(key)

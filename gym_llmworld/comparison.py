@@ -13,6 +13,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from gym_llmworld import metrics
 from gym_llmworld.agents import Agent, derive_seeds
+from gym_llmworld.contract import engine_failure
 from gym_llmworld.core import Episode, Scenario, Step
 from gym_llmworld.divergence import Divergence, first_divergence
 from gym_llmworld.errors import EngineError, ScenarioError
@@ -48,6 +50,7 @@ class Trial:
         divergence: Where the replay first differs; None when it nowhere does, or is None itself.
         limit: Most steps, in both worlds.
         error: What the engine said when it failed.
+        real_steps: Steps of the imagined episode that the real twin answered (anchoring).
     """
 
     scenario: Scenario
@@ -58,6 +61,7 @@ class Trial:
     divergence: Divergence | None
     limit: int
     error: str | None = None
+    real_steps: int = 0
 
     @property
     def unanswered(self) -> bool:
@@ -242,17 +246,16 @@ def compare(
             max_episode_steps=longest,
             **(imagined_options or {}),
         )
-        imagined = {name: _imagine(envs, make, games, name, tick) for name, make in agents.items()}
-        envs.close()
+        with closing(envs):
+            imagined = {name: _imagine(envs, make, games, tick) for name, make in agents.items()}
     between = time.perf_counter()
-    real = _RealWorld(real_id, longest, rejection, real_options or {})
     trials: dict[str, list[Trial]] = {name: [] for name in agents}
-    # Game by game, not agent by agent: an engine may keep the game that it loaded last.
-    for index, game in enumerate(games):
-        for name, make in agents.items():
-            trials[name].append(real.trial(game, make(), imagined[name][index]))
-            tick(2)
-    real.close()
+    with closing(_RealWorld(real_id, longest, rejection, real_options or {})) as real:
+        # Game by game, not agent by agent: an engine may keep the game that it loaded last.
+        for index, game in enumerate(games):
+            for name, make in agents.items():
+                trials[name].append(real.trial(game, make(), imagined[name][index], name))
+                tick(2)
     return Comparison(
         env_id=env_id,
         trials={name: tuple(rows) for name, rows in trials.items()},
@@ -296,27 +299,30 @@ class _Player:
     game: _Game
     agent: Agent
     steps: list[Step] = field(default_factory=list)
+    real_steps: int = 0
+
+    def episode(self, name: str) -> Episode:
+        return Episode(self.game.scenario, tuple(self.steps), "model", name, self.game.seed)
 
 
 def _imagine(
     envs: VectorEnv[Any, Any, Any],
     make: Callable[[], Agent],
     games: Sequence[_Game],
-    name: str,
     tick: _Ticker,
-) -> list[Episode]:
+) -> list[_Player]:
     """Plays every game once; a lane whose game has ended takes the next one."""
     waiting = iter(range(len(games)))
     lanes: list[_Player | None] = [None] * envs.num_envs
-    episodes: dict[int, Episode] = {}
+    finished: dict[int, _Player] = {}
     observations: Sequence[str] = ()
-    while len(episodes) < len(games):
+    while len(finished) < len(games):
         observations = _refill(envs, lanes, waiting, make, games) or observations
         actions = [
             player.agent.act(text, _BLIND) if player else ""
             for player, text in zip(lanes, observations, strict=True)
         ]
-        observations, rewards, terminated, truncated, _ = envs.step(tuple(actions))
+        observations, rewards, terminated, truncated, infos = envs.step(tuple(actions))
         for i, player in enumerate(lanes):
             if player is None:
                 continue
@@ -327,12 +333,13 @@ def _imagine(
             player.steps.append(
                 Step(actions[i], observations[i], float(rewards[i]), won_or_lost, cut_off)
             )
+            # Counted here: a free lane may step on, until its world's own limit.
+            player.real_steps += infos["llmworld"]["source"][i] == "real"
             if won_or_lost or cut_off:
-                steps = tuple(player.steps)
-                episodes[player.index] = Episode(game.scenario, steps, "model", name, game.seed)
+                finished[player.index] = player
                 lanes[i] = None
                 tick()
-    return [episodes[index] for index in range(len(games))]
+    return [finished[index] for index in range(len(games))]
 
 
 def _refill(
@@ -373,20 +380,29 @@ class _RealWorld:
     options: Mapping[str, Any]
     _env: gym.Env[str, str] | None = None
 
-    def trial(self, game: _Game, agent: Agent, imagined: Episode) -> Trial:
+    def trial(self, game: _Game, agent: Agent, player: _Player, name: str) -> Trial:
         """Plays a game for real, then replays what was imagined."""
+        imagined = player.episode(name)
         real = replay = divergence = error = None
         try:
             agent.reset(game.scenario, game.seed)
-            real = self._play(game, imagined.agent, lambda text: agent.act(text, _BLIND))
+            real = self._play(game, name, lambda text: agent.act(text, _BLIND))
             script = iter(imagined.actions)
-            replay = self._play(game, imagined.agent, lambda _: next(script, None))
+            replay = self._play(game, name, lambda _: next(script, None))
             divergence = first_divergence(imagined.steps, replay.steps, rejection=self.rejection)
         except (EngineError, ScenarioError) as failure:
             error = f"{type(failure).__name__}: {failure}"
             self.close()
         return Trial(
-            game.scenario, game.seed, imagined, real, replay, divergence, game.limit, error
+            game.scenario,
+            game.seed,
+            imagined,
+            real,
+            replay,
+            divergence,
+            game.limit,
+            error,
+            player.real_steps,
         )
 
     def close(self) -> None:
@@ -403,7 +419,9 @@ class _RealWorld:
         )
         steps: list[Step] = []
         while (action := act(observation)) is not None:
-            observation, reward, terminated, truncated, _ = self._env.step(action)
+            observation, reward, terminated, truncated, info = self._env.step(action)
+            if error := engine_failure(info):
+                raise EngineError(error)
             cut_off = not terminated and (truncated or len(steps) + 1 >= game.limit)
             steps.append(Step(action, observation, float(reward), terminated, cut_off))
             if terminated or cut_off:

@@ -35,6 +35,15 @@ def world_info(
     }
 
 
+def engine_failure(info: Mapping[str, Any]) -> str | None:
+    """Returns why a real engine ended an episode without raising; None when it did not.
+
+    A twin behind a server keeps what it has, truncates, and says so in its info.
+    """
+    error = info.get("llmworld", {}).get("error")
+    return None if error is None else str(error)
+
+
 def frame(action: str | None, observation: str) -> str:
     """Returns what ``render`` shows: the last action (None after a reset) and its observation."""
     return observation if action is None else f"> {action}\n{observation}"

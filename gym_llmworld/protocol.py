@@ -72,10 +72,14 @@ class Prediction:
 
 
 def sequence_probability(completion: Completion) -> float | None:
-    """Returns the probability of the completion under its model; None without log-probabilities."""
-    if not completion.logprobs:
+    """Returns the probability of the completion under its model.
+
+    None without log-probabilities, and where one of them is no number.
+    """
+    total = math.fsum(completion.logprobs)
+    if not completion.logprobs or math.isnan(total):
         return None
-    return rounded(math.exp(min(0.0, math.fsum(completion.logprobs))))
+    return rounded(math.exp(min(0.0, total)))
 
 
 def rounded(probability: float) -> float:
@@ -85,6 +89,21 @@ def rounded(probability: float) -> float:
     to be equal when an episode is replayed.
     """
     return round(probability, 4)
+
+
+def _harmless(text: str) -> str:
+    """Returns what a model wrote without anything that a chat template or a file may not hold."""
+    # Again and again: what stood around a token may itself be one, "<|e<|end|>nd|>".
+    while (shorter := _CONTROL_TOKENS.sub("", text)) != text:
+        text = shorter
+    return _SURROGATES.sub("\ufffd", text)
+
+
+def _without_marker(observation: str) -> str:
+    """Returns an observation as `Protocol.target` takes it."""
+    while observation.endswith(SUCCESS_MARKER):
+        observation = observation.removesuffix(SUCCESS_MARKER)
+    return observation
 
 
 @dataclass(frozen=True)
@@ -194,11 +213,11 @@ class Protocol:
         success = finished and text.endswith(SUCCESS_MARKER)
         if success:
             text = text[: -len(SUCCESS_MARKER)]
-        observation = _SURROGATES.sub("\ufffd", _CONTROL_TOKENS.sub("", text))
+        whole = _harmless(text)
+        observation = _without_marker(whole[: self.max_observation_chars])
         if not observation.strip():
             return Prediction("", False, ParseStatus.EMPTY, self.confidence(completion))
-        if not finished or len(observation) > self.max_observation_chars:
-            cut = observation[: self.max_observation_chars]
-            return Prediction(cut, False, ParseStatus.CUT_OFF, self.confidence(completion))
+        if not finished or len(whole) > self.max_observation_chars:
+            return Prediction(observation, False, ParseStatus.CUT_OFF, self.confidence(completion))
         over = success or (self.ends is not None and self.ends(observation))
         return Prediction(observation, success, ParseStatus.OK, self.confidence(completion), over)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,8 +16,8 @@ from typer.testing import CliRunner
 from gym_llmworld.agents import ScriptedAgent
 from gym_llmworld.anchor_curve import Guess, Study, exact_match, share_for, trace
 from gym_llmworld.cli_anchor import anchor_curve as command
-from gym_llmworld.cli_anchor import parse_shares
-from gym_llmworld.comparison import Comparison, compare
+from gym_llmworld.cli_anchor import parse_shares, read_results
+from gym_llmworld.comparison import Comparison, compare, step_limits
 from gym_llmworld.core import Scenario
 from gym_llmworld.episodes import write_scenarios
 from gym_llmworld.errors import DataError
@@ -124,6 +125,31 @@ def test_a_killed_run_goes_on(
     assert len(played) == len(whole["points"]) - 3
     with pytest.raises(DataError, match="measured with seed=0, now it is 1"):
         trace(study(games, tmp_path, seed=1), json.loads(saved[2]), save=print, progress=silent)
+
+
+def test_worlds_that_wait_for_longer_games_do_not_count(
+    games: list[Scenario], tmp_path: Path
+) -> None:
+    world = dataclasses.replace(get_world("alfworld"), max_episode_steps=3)
+    longer = {**games[1].real, "plan": [*games[1].real["plan"], *["help"] * 4]}
+    games = [games[0], dataclasses.replace(games[1], real=longer)]
+    limits = step_limits(games, world.max_episode_steps)
+    assert len(set(limits)) == 2
+    own = dataclasses.replace(study(games, tmp_path, max_steps=None, shares=[0.5]), world=world)
+    data = trace(own, save=lambda rows: None, progress=silent)
+    points = {point["anchor"]: point for point in data["points"]}
+    # Nothing is solved without the twin, so that every game takes all its steps.
+    assert points[None]["steps"] == sum(limits)
+    assert points["every:2"]["real_steps"] == sum(limit // 2 for limit in limits)
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', "[1]", "{broken"])
+def test_a_file_of_other_origin_is_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "curve.json"
+    file.write_text(content)
+    with pytest.raises(DataError, match=r"curve.json exists, and holds no results"):
+        read_results(file)
+    assert read_results(tmp_path / "new.json") is None
 
 
 def test_a_model_without_confidence_has_no_such_curve(

@@ -443,6 +443,10 @@ def test_action_rules(rule: str, fires: str, silent: str) -> None:
     assert anchoring.first(Question(silent, 1, 0)) is None
 
 
+def test_a_blank_in_front_of_a_rule_does_not_disarm_it() -> None:
+    assert Anchoring.parse(" search[").first(Question("search[hat]", 1, 0)) == "search["
+
+
 def test_what_if_costs_no_real_step_unless_asked(real_calls: list[str]) -> None:
     env = begin("every:2")
     env.step("look")

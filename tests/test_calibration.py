@@ -126,6 +126,13 @@ def test_confidence_by_hand() -> None:
     assert sequence_probability(completion()) is None
 
 
+def test_log_probabilities_that_no_model_has() -> None:
+    calibration = Calibration((0.0,) * 4, (1.0,) * 4, (-1.0, -0.5, 0.5, 0.1), 0.0)
+    assert calibration.confidence(completion(-math.inf, -1.0)) == 0.0106
+    assert calibration.confidence(completion(-math.inf, -math.inf)) == 0.0002
+    assert calibration.confidence(completion(math.nan)) is None
+
+
 def steps_of(rng: np.random.Generator, n: int) -> list[JudgedStep]:
     """Completions whose chance of being right falls with their least probable token."""
     steps = []

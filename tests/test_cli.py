@@ -288,6 +288,7 @@ def test_demo_shows_measures_and_reports(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("compare", "LLMWorld-ALFWrld-v0"), "Did you mean"),
+        (("play", "alfworld"), "expected the id of its environment, LLMWorld-ALFWorld-v0"),
         (("compare", "CartPole-v1"), "is no learned world; expected one of LLMWorld-ALFWorld-v0"),
         (("games", "nethack", "--out", "x"), "unknown world 'nethack'"),
         (("games", "alfworld", "--out", "x", "--split", "test"), "no split 'test'"),

@@ -229,7 +229,10 @@ def test_bench_and_play_with_the_shipped_scenarios(env_id: str, tmp_path: Path) 
     assert [row["num_envs"] for row in figures(out)["rows"]] == [1, 3]
     output = succeed("play", env_id, "--model", ECHO, "--agent", "expert", "--max-steps", "2")
     assert "ended unsolved after 2 steps" in output
-    fail("play", env_id, message="no embedded world model for")
+
+
+def test_a_world_without_a_model_in_the_wheel_says_so() -> None:
+    fail("play", "LLMWorld-WebShop-v0", message="no embedded world model for")
 
 
 def test_a_missing_folder_is_told_at_once(text_episodes: Path) -> None:

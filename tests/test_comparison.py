@@ -53,13 +53,18 @@ class ToyBox(gym.Env[str, str]):
     """The real toy world; fails where a scenario says so, and stays broken afterwards."""
 
     opened: int = 0
+    closed: int = 0
 
     def __init__(self, **kwargs: Any) -> None:
         ToyBox.opened += 1
         self.observation_space = FreeText(1000)
         self.action_space = FreeText(1000)
         self._broken = False
+        self._real: Mapping[str, Any] = {}
         self._actions: list[str] = []
+
+    def close(self) -> None:
+        ToyBox.closed += 1
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -67,6 +72,7 @@ class ToyBox(gym.Env[str, str]):
         super().reset(seed=seed)
         assert options is not None
         scenario = options["scenario"]
+        self._real = scenario["real"]
         self._broken = self._broken or "broken" in scenario["real"]
         if self._broken:
             raise EngineError("the engine died")
@@ -75,6 +81,10 @@ class ToyBox(gym.Env[str, str]):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         self._actions.append(action)
+        if "silent" in self._real:
+            # As a twin behind a server ends: it does not raise.
+            info = {"llmworld": {"source": "real", "error": "no answer"}}
+            return "A box 1.", 0.0, False, True, info
         observation, won = toy(self._actions)
         return observation, float(won), won, False, {"admissible_commands": ["look"]}
 
@@ -248,6 +258,41 @@ def test_a_broken_engine_counts_as_failure_and_is_opened_again(tmp_path: Path) -
     assert (row.n, row.real, row.wm, row.w2r, row.cr) == (2, 0.5, 1.0, 0.5, 1.0)
     assert result.to_json(model="toy")["agents"]["solver"]["errors"] == 1
     assert ToyBox.opened == opened + 2
+
+
+def test_a_server_that_gave_up_is_an_error_and_no_defeat(tmp_path: Path) -> None:
+    result = run([game("a", silent=True), game("b")], tmp_path)
+    silent, whole = result.trials["solver"]
+    assert silent.error == "EngineError: no answer"
+    assert (silent.real, silent.replay, whole.error) == (None, None, None)
+
+
+def test_an_agent_that_raises_leaves_no_engine_open(tmp_path: Path) -> None:
+    class Faulty(ScriptedAgent):
+        played = 0
+
+        def reset(self, scenario: Scenario, seed: int) -> None:
+            super().reset(scenario, seed)
+            Faulty.played += 1
+            if Faulty.played > 3:  # both games imagined, one of them real
+                raise RuntimeError("a fault of the agent")
+
+    opened, closed = ToyBox.opened, ToyBox.closed
+    games = [game("a"), game("b")]
+    write_scenarios(tmp_path / "scenarios.jsonl", games)
+    with pytest.raises(RuntimeError, match="a fault of the agent"):
+        compare(
+            IMAGINED_ID,
+            {"faulty": lambda: Faulty(SOLVER)},
+            games,
+            real_id=REAL_ID,
+            imagined_options={
+                "model": "scripted:tests.test_comparison:answer",
+                "scenarios": str(tmp_path),
+                "split": "valid_seen",
+            },
+        )
+    assert (ToyBox.opened - opened, ToyBox.closed - closed) == (1, 1)
 
 
 def test_agents_have_one_seed_per_game_and_see_text_only(tmp_path: Path) -> None:

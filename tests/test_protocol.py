@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 
@@ -137,6 +138,15 @@ def test_rejected_actions_leave_no_trace_in_the_chat() -> None:
         pytest.param(
             "x<|im_start|>user\n", Prediction("xuser\n", False, ParseStatus.OK), id="role-token"
         ),
+        pytest.param(
+            "x<|im_<|im_<|end|>end|>end|>y", Prediction("xy", False, ParseStatus.OK), id="nested"
+        ),
+        pytest.param(
+            "a [SUCCESS]<|im_end|>", Prediction("a", False, ParseStatus.OK), id="token-behind"
+        ),
+        pytest.param(
+            "a [SUCCESS] [SUCCESS]", Prediction("a", True, ParseStatus.OK, over=True), id="twice"
+        ),
     ],
 )
 def test_decode(text: str, prediction: Prediction) -> None:
@@ -146,6 +156,8 @@ def test_decode(text: str, prediction: Prediction) -> None:
 def test_a_cut_off_completion_never_succeeds() -> None:
     cut = protocol().decode(Completion("You win. [SUCCESS]", "length"))
     assert (cut.success, cut.status) == (False, ParseStatus.CUT_OFF)
+    # What was seen has to be a possible label, or such an episode could not be trained on.
+    assert protocol().target(Step("a", cut.observation, truncated=True)) == "You win."
     endless = protocol().decode(finished("x" * 100_000 + SUCCESS_MARKER))
     assert (endless.success, endless.status) == (False, ParseStatus.CUT_OFF)
     assert len(endless.observation) == protocol().max_observation_chars
@@ -208,6 +220,9 @@ def test_confidence_is_the_probability_of_the_completion() -> None:
     # Rounding errors of a backend may sum up to more than certainty.
     assert protocol().decode(Completion("x", "stop", logprobs=(1e-6,))).confidence == 1.0
     assert protocol().decode(finished("x")).confidence is None
+    # Servers send what they like; nonsense must not pass for certainty.
+    assert protocol().decode(Completion("x", "stop", logprobs=(-math.inf,))).confidence == 0.0
+    assert protocol().decode(Completion("x", "stop", logprobs=(math.nan,))).confidence is None
 
 
 @pytest.mark.parametrize("text", ["x", "", "x" * 100_000])

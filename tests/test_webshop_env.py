@@ -202,6 +202,21 @@ def test_actions_are_stripped_as_the_imagined_twin_does() -> None:
     assert env.step("  search[lamp]\n")[0] == env.step("search[lamp]")[0]
 
 
+@pytest.mark.parametrize(
+    "action",
+    ["", "click[buy now]\nThought: done", "click[buy now] <|im_end|>", "search[\ud800]", "x" * 999],
+)
+def test_what_may_not_enter_a_chat_is_answered_as_the_imagined_twin_does(action: str) -> None:
+    env = WebShopEnv()
+    env.reset(options={"scenario": VALID})
+    for step in env.scenario.real["plan"][:-1]:
+        page = env.step(step)[0]
+    observation, reward, terminated, truncated, info = env.step(action)
+    assert (observation, reward, terminated, truncated) == ("Invalid Action.", 0.0, False, False)
+    assert "click[buy now]" in info["admissible_commands"]
+    assert env.step("look")[0] == page
+
+
 def test_copies_are_independent() -> None:
     env = WebShopEnv()
     env.reset(options={"scenario": VALID})

@@ -38,7 +38,8 @@ def write_made_scenarios(
 ) -> Path:
     """Makes the first ``n`` possible scenarios of a stream and writes them, in its order.
 
-    What an interrupted call left in ``<target>.part``, or a shorter one in ``target``, is kept.
+    What an interrupted call left in ``<target>.part``, or another one in ``target``, is kept: of
+    other specs, behind the scenarios of this call.
 
     Args:
         target: JSON Lines; appears complete or not at all.
@@ -58,7 +59,7 @@ def write_made_scenarios(
 
     Raises:
         ValueError: ``n`` or ``workers`` is less than 1.
-        ScenarioError: Another generator version made what is there.
+        ScenarioError: Another generator version made what is there, or the specs are used up.
         EngineError: Too many of the specs are not possible.
     """
     if n < 1 or workers < 1:
@@ -83,7 +84,9 @@ def write_made_scenarios(
             written.append(scenario)
             if progress is not None:
                 progress(len(written), n)
-    write_scenarios(target, written)
+    ours = {scenario.id for scenario in written}
+    # Another seed, or a larger n before: what was made is not thrown away.
+    write_scenarios(target, [*written, *(s for s in done.values() if s.id not in ours)])
     draft.unlink()
     return target
 
@@ -101,6 +104,10 @@ def _possible(
     with _mapper(workers) as run:
         while found < n:
             batch = list(itertools.islice(specs, min(n - found, 16 * workers)))
+            if not batch:
+                raise ScenarioError(
+                    f"there are only {found} different games, not {n}; ask for fewer"
+                )
             wanted = [missing(spec) for spec in batch]
             made = iter(run(make, list(itertools.compress(batch, wanted))))
             for spec, is_missing in zip(batch, wanted, strict=True):

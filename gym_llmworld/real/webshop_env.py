@@ -15,7 +15,7 @@ from gym_llmworld.real.webshop_goals import WORLD_KEY, GoalSpec, check_split, re
 from gym_llmworld.real.webshop_http import ServerVisit
 from gym_llmworld.real.webshop_search import check_extra
 from gym_llmworld.real.webshop_sources import CheckoutSource, ScenarioSource, ServerSource
-from gym_llmworld.worlds import get_world
+from gym_llmworld.worlds.webshop import WORLD
 from gym_llmworld.worlds.webshop_text import read_page, with_admissible, without_admissible
 
 
@@ -43,8 +43,9 @@ class WebShopEnv(RealTextEnv[Scenario | GoalSpec, Shop]):
 
     An episode is terminated by ``click[buy now]``, whatever was bought. ``info["score"]`` is
     WebShop's reward, between 0 and 1; the reward is 1.0 where that is 1, and 0.0 otherwise. An
-    action that means nothing leaves the page as it is. When a server fails, the episode is
-    truncated where it was, and ``info["llmworld"]["error"]`` says why.
+    action that means nothing leaves the page as it is; one that may not enter a chat (several
+    lines, control tokens, nothing at all) is answered "Invalid Action.". When a server fails, the
+    episode is truncated where it was, and ``info["llmworld"]["error"]`` says why.
 
     Raises:
         ScenarioError: There is no such split, folder or server address.
@@ -72,8 +73,9 @@ class WebShopEnv(RealTextEnv[Scenario | GoalSpec, Shop]):
             check_extra()
             source = ScenarioSource(games) if checkout is None else CheckoutSource(checkout)
             source.check(split)
-        super().__init__(get_world(WORLD_KEY), source, split, max_episode_steps, render_mode)
+        super().__init__(WORLD, source, split, max_episode_steps, render_mode)
         self._shops, self._raw = source, raw
+        self._protocol = WORLD.protocol("word2world")
         self._error: str | None = None
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -119,8 +121,12 @@ class WebShopEnv(RealTextEnv[Scenario | GoalSpec, Shop]):
         return Visit(catalogue, catalogue.goals[spec.index])
 
     def _answer(self, play: Shop, action: str) -> Reply:
-        # As AgentGym's client does, and the protocol of the imagined twin.
-        return self._worded(play.act(action.strip()))
+        command = self._protocol.admit(action)
+        if command is None:
+            # The imagined twin answers these by the same rule, without asking its model; a shop
+            # reads the first line of several, and buys.
+            return Reply(WORLD.rejection, score=play.view.score)
+        return self._worded(play.act(command))
 
     def _worded(self, view: View) -> Reply:
         # AgentGym's server has begun the next session when it shows what was bought.

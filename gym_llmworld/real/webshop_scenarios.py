@@ -50,7 +50,7 @@ def write_games(
     """
     check_extra()
     specs = all_specs(split)
-    # Nearly all goals of a split can be had; a stream that ran dry would not end.
+    # Told at once, and not after all others were made.
     if n > 0.9 * len(specs):
         raise ScenarioError(
             f"split {split!r} has {len(specs)} goals, of which about 5 % are left out; expected "
