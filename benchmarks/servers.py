@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="of every world")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    style = checkpoint_style(embedded_model(options.world))
+    style = checkpoint_style(embedded_model(options.world), options.world)
     store = ScenarioStore(options.world)
     pool = [s for split in store.splits() for s in store.of_split(split) if s.real.get("plan")]
     server = (

@@ -14,7 +14,7 @@ from gymnasium.error import InvalidAction, ResetNeeded
 from gym_llmworld.contract import MAX_ACTION_LENGTH, frame
 from gym_llmworld.core import Episode, Step
 from gym_llmworld.imagination import Imagination, Snapshot, Stats
-from gym_llmworld.session import Session
+from gym_llmworld.session import Outcome, Session
 from gym_llmworld.spaces import FreeText
 
 
@@ -46,6 +46,14 @@ def draw_seed(rng: np.random.Generator) -> int:
     return int(rng.integers(2**31))
 
 
+def peek_seed(rng: np.random.Generator) -> int:
+    """Returns the seed that `draw_seed` draws next, and leaves the generator as it is."""
+    state = rng.bit_generator.state
+    seed = draw_seed(rng)
+    rng.bit_generator.state = state
+    return seed
+
+
 class WorldModelEnv(gym.Env[str, str]):
     """A language model plays the mirrored environment.
 
@@ -59,9 +67,10 @@ class WorldModelEnv(gym.Env[str, str]):
             ``anchor_options``: see `gym_llmworld.imagination.Imagination.open`.
 
     ``reset(options=...)`` understands ``{"scenario": id or dict}``, ``{"split": name}`` and
-    ``{"start": snapshot}``. A step is ``terminated`` only when the model ended its turn with the
-    success marker, and ``truncated`` when its answer cannot be used (see ``info["llmworld"]
-    ["status"]``, a `gym_llmworld.protocol.ParseStatus`).
+    ``{"start": snapshot}``. A step is ``terminated`` when the model ended its turn with the success
+    marker (reward 1.0), or wrote an ending that the world knows, such as a lost game (reward 0.0);
+    ``truncated`` when its answer cannot be used (see ``info["llmworld"]["status"]``, a
+    `gym_llmworld.protocol.ParseStatus`).
 
     With ``anchor``, rules say which steps the real twin answers instead (`gym_llmworld.anchoring`).
     Such a step has the twin's observation, reward, flags and info; ``info["llmworld"]`` says
@@ -129,17 +138,10 @@ class WorldModelEnv(gym.Env[str, str]):
         Raises:
             InvalidAction: The action is not a string.
             ResetNeeded: The episode has ended, or none was started.
-            BackendError: The model could not be asked.
+            BackendError: The model could not be asked; the environment stands where it stood.
         """
-        session = self._playable()
-        seed = draw_seed(self.np_random)
-        [outcome] = self.imagination.ask([(session, require_text(action), seed)], [self._twin])
-        self._session = outcome.session
-        if self.render_mode == "human":
-            self._show()
-        step = outcome.step
-        info = self.imagination.step_info(outcome)
-        return step.observation, step.reward, step.terminated, step.truncated, info
+        [outcome] = self.imagination.ask(self._requests([action]), [self._twin])
+        return self._take(outcome)
 
     def what_if(self, actions: Sequence[str], *, anchored: bool = False) -> list[Step]:
         """Returns where each action would lead, in one batched call; the episode does not move.
@@ -152,9 +154,7 @@ class WorldModelEnv(gym.Env[str, str]):
             anchored: Let the real twin answer where it would answer ``step``. That replays the
                 episode for every such candidate; by default the twin is not asked.
         """
-        session = self._playable()
-        seed = draw_seed(copy.deepcopy(self.np_random))
-        requests = [(session, require_text(action), seed) for action in actions]
+        requests = self._requests(actions)
         twins = [self._twin if anchored else None] * len(requests)
         return [outcome.step for outcome in self.imagination.ask(requests, twins)]
 
@@ -208,6 +208,21 @@ class WorldModelEnv(gym.Env[str, str]):
         if session.done:
             raise ResetNeeded("the episode has ended; call env.reset()")
         return session
+
+    def _requests(self, actions: Sequence[str]) -> list[tuple[Session, str, int]]:
+        session = self._playable()
+        seed = peek_seed(self.np_random)
+        return [(session, require_text(action), seed) for action in actions]
+
+    def _take(self, outcome: Outcome) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Moves to where a step led, which uses up its seed."""
+        draw_seed(self.np_random)
+        self._session = outcome.session
+        if self.render_mode == "human":
+            self._show()
+        step = outcome.step
+        info = self.imagination.step_info(outcome)
+        return step.observation, step.reward, step.terminated, step.truncated, info
 
     def _frame(self) -> str:
         steps = self.session.steps
