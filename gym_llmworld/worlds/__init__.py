@@ -15,6 +15,9 @@ _MODULES = {
     "scienceworld": "gym_llmworld.worlds.scienceworld",
     "textworld": "gym_llmworld.worlds.textworld",
     "webshop": "gym_llmworld.worlds.webshop",
+    "frozenlake": "gym_llmworld.worlds.frozenlake",
+    "sokoban": "gym_llmworld.worlds.sokoban",
+    "sudoku": "gym_llmworld.worlds.sudoku",
 }
 
 
