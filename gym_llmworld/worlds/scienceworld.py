@@ -145,6 +145,7 @@ WORLD = World(
     games_module="gym_llmworld.real.scienceworld_scenarios",
     extra="scienceworld",
     splits=("train", "dev", "test"),
+    embedded=True,
     max_episode_steps=100,
     max_tokens=768,
     canonical=canonical,

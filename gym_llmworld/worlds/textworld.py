@@ -234,4 +234,5 @@ WORLD = World(
     games_module="gym_llmworld.real.textworld_scenarios",
     extra="textworld",
     splits=("train", "valid", "test"),
+    embedded=True,
 )
