@@ -183,7 +183,12 @@ class Imagination:
         if self.anchoring is None:
             return [None] * count
         twins = [Twin(self.world.real_id, self.anchor_options) for _ in range(count)]
-        twins[0].start(self.store.of_split(self.split)[0])
+        try:
+            twins[0].start(self.store.of_split(self.split)[0])
+        except Exception:
+            # Nobody gets an environment that could give the engine back.
+            self.backend.close()
+            raise
         return [*twins]
 
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any] | None) -> Session:

@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode
 
 from gym_llmworld import WorldModelEnv, WorldModelVectorEnv
 from gym_llmworld.anchoring import Anchoring, Question, parse_rule
+from gym_llmworld.backends import SharedBackend
 from gym_llmworld.core import Completion, Message, Scenario
 from gym_llmworld.errors import BackendError, EngineError, MissingDependency, ScenarioError
 from gym_llmworld.real.alfworld_env import AlfworldEnv
@@ -398,6 +399,21 @@ def test_a_missing_engine_shows_at_make_time(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(MissingDependency):
         gym.make_vec(ID, num_envs=2, model=MODEL, anchor="every:5")
     gym.make(ID, model=MODEL)
+
+
+def test_an_environment_that_cannot_be_made_gives_its_engine_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(scenario: Scenario) -> None:
+        raise MissingDependency("alfworld", "alfworld")
+
+    closed: list[SharedBackend] = []
+    monkeypatch.setattr("gym_llmworld.real.alfworld_env.load_game", refuse)
+    monkeypatch.setattr(SharedBackend, "close", lambda shared: closed.append(shared))
+    for attempt in (1, 2):
+        with pytest.raises(MissingDependency):
+            gym.make_vec(ID, num_envs=2, model=MODEL, anchor="every:5")
+        assert len(closed) == attempt
 
 
 @pytest.mark.parametrize(
