@@ -128,6 +128,8 @@ def connect(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Connect:
     def connect(**options: Any) -> tuple[VLLMBackend, FakeLLM]:
         monkeypatch.setitem(sys.modules, "vllm", package)
         monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
+        # The stand-in keeps nothing per process.
+        monkeypatch.setattr(VLLMBackend, "_opened", None)
         return VLLMBackend(str(folder), **options), made[-1]
 
     return connect
@@ -336,7 +338,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_wide(tmp_path_factory.mktemp("wide"), LlamaConfig)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def engine(wide: Path) -> Iterator[VLLMBackend]:
     backend = VLLMBackend(str(wide), kv_cache_memory_bytes=2**26)
     yield backend
@@ -413,6 +415,14 @@ def test_seeds_belong_to_requests(engine: VLLMBackend) -> None:
     a, b, c = sample([1, 1, 2])
     assert a == b != c
     assert sample([3, 2, 1])[::-1][0] == a, "neither the place nor the neighbours matter"
+
+
+@use(real)
+def test_there_is_one_engine_at_a_time(engine: VLLMBackend, wide: Path) -> None:
+    with pytest.raises(BackendError, match=r"one engine per process, and .* is open; .* serve"):
+        VLLMBackend(str(wide), kv_cache_memory_bytes=2**26)
+    engine.close()
+    VLLMBackend(str(wide), kv_cache_memory_bytes=2**26).close()
 
 
 @use(real)

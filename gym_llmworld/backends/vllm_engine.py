@@ -22,7 +22,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -59,7 +59,7 @@ _FIXED = {
 
 
 class VLLMBackend:
-    """Completes chats with vLLM's engine.
+    """Completes chats with vLLM's engine, one in a process at a time.
 
     Args:
         model: Checkpoint folder or hub id: safetensors weights, tokenizer, chat template. Code that
@@ -78,10 +78,13 @@ class VLLMBackend:
 
     Raises:
         MissingDependency: ``vllm`` is not installed.
+        BackendError: Another one is open in this process.
         ValueError: An option is out of range, or cannot take effect any more.
         TypeError: An engine argument that vLLM does not have, or that is not the caller's to set.
         CheckpointError: vLLM cannot serve this checkpoint; the message says why.
     """
+
+    _opened: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -98,12 +101,20 @@ class VLLMBackend:
         fixed = sorted({"model", "max_model_len", *_FIXED}.intersection(engine))
         if fixed:
             raise TypeError(f"{fixed[0]!r} is not an option of backend 'vllm'")
+        if VLLMBackend._opened is not None:
+            # What vLLM keeps per process goes away with the first engine that closes.
+            raise BackendError(
+                f"vLLM runs one engine per process, and {VLLMBackend._opened} is open; expected "
+                "it to be closed first. For two models at once, give one to a server: "
+                "llmworld serve"
+            )
         _prepare(batch_invariant)
         self.name = model
         self._lock = threading.Lock()
         self._stats = BackendStats()
         with _process_left_alone():
             self._llm: Any = _load(model, max_context, engine)
+        VLLMBackend._opened = model
         self._context = int(self._llm.llm_engine.model_config.max_model_len)
         self.max_context: int | None = self._context
         try:
@@ -145,6 +156,7 @@ class VLLMBackend:
         """Frees the model; calling it twice is fine."""
         llm, self._llm = self._llm, None
         if llm is not None:
+            VLLMBackend._opened = None
             llm.llm_engine.engine_core.shutdown()
             del llm
             gc.collect()
