@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gymnasium.error import InvalidAction
+
 MAX_ACTION_LENGTH = 1024
 """Length of the action space in characters; longer actions are answered, as invalid, too."""
 
@@ -42,6 +44,17 @@ def engine_failure(info: Mapping[str, Any]) -> str | None:
     """
     error = info.get("llmworld", {}).get("error")
     return None if error is None else str(error)
+
+
+def require_text(action: object) -> str:
+    """Returns an action that is text.
+
+    Raises:
+        InvalidAction: It is not a string.
+    """
+    if not isinstance(action, str):
+        raise InvalidAction(f"an action must be a str, got {type(action).__name__}: {action!r:.80}")
+    return action
 
 
 def frame(action: str | None, observation: str) -> str:

@@ -9,24 +9,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.error import InvalidAction, ResetNeeded
+from gymnasium.error import ResetNeeded
 
-from gym_llmworld.contract import MAX_ACTION_LENGTH, frame
+from gym_llmworld.contract import MAX_ACTION_LENGTH, frame, require_text
 from gym_llmworld.core import Episode, Step
 from gym_llmworld.imagination import Imagination, Snapshot, Stats
 from gym_llmworld.session import Outcome, Session
 from gym_llmworld.spaces import FreeText
-
-
-def require_text(action: object) -> str:
-    """Returns the action.
-
-    Raises:
-        InvalidAction: It is not a string.
-    """
-    if not isinstance(action, str):
-        raise InvalidAction(f"an action must be a str, got {type(action).__name__}: {action!r:.80}")
-    return action
 
 
 def check_render_mode(mode: str | None) -> str | None:

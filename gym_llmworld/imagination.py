@@ -216,8 +216,7 @@ class Imagination:
             return self.session(self.store.get(start.scenario), start.steps, start.anchors)
         if options.get("scenario") is not None:
             return self.session(self.store.get(options["scenario"]))
-        pool = self.store.of_split(options.get("split") or self.split)
-        return self.session(pool[int(rng.integers(len(pool)))])
+        return self.session(self.store.draw(options.get("split") or self.split, rng))
 
     def session(
         self, scenario: Scenario, steps: tuple[Step, ...] = (), anchors: tuple[Anchor, ...] = ()

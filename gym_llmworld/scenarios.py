@@ -9,6 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gym_llmworld.core import Scenario
 from gym_llmworld.episodes import read_scenarios
 from gym_llmworld.errors import ScenarioError
@@ -70,6 +72,15 @@ class ScenarioStore:
             )
         return found
 
+    def draw(self, split: str, rng: np.random.Generator) -> Scenario:
+        """Returns a scenario of a split, each as likely as the other.
+
+        Raises:
+            ScenarioError: There is no such split.
+        """
+        pool = self.of_split(split)
+        return pool[int(rng.integers(len(pool)))]
+
     def get(self, scenario: str | Mapping[str, Any] | Scenario) -> Scenario:
         """Returns a scenario by id, or reads one from `Scenario.to_json`'s dict.
 
@@ -85,6 +96,25 @@ class ScenarioStore:
                 )
             return self._by_id[scenario]
         return read_scenario(scenario, self.world)
+
+
+def check_generator(scenario: Scenario, version: int, made: str = "game") -> None:
+    """Checks that a scenario, if a generator made it, was made by this version of it.
+
+    Args:
+        scenario: With the version in ``real["generator"]``, or without one.
+        version: Of the generator that would make it again.
+        made: What it makes.
+
+    Raises:
+        ScenarioError: It is another version.
+    """
+    made_by = scenario.real.get("generator", version)
+    if made_by != version:
+        raise ScenarioError(
+            f"scenario {scenario.id!r} was made by generator version {made_by}, this is version "
+            f"{version}, which would build another {made}; generate the games again"
+        )
 
 
 def read_scenario(data: Mapping[str, Any] | Scenario, world: str) -> Scenario:

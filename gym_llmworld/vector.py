@@ -16,9 +16,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from gym_llmworld.anchoring import Twin
-from gym_llmworld.contract import MAX_ACTION_LENGTH, frame
+from gym_llmworld.contract import MAX_ACTION_LENGTH, frame, require_text
 from gym_llmworld.core import Episode, Step
-from gym_llmworld.env import WorldModelEnv, check_render_mode, draw_seed, require_text
+from gym_llmworld.env import WorldModelEnv, check_render_mode, draw_seed
 from gym_llmworld.imagination import Imagination, Snapshot, Stats
 from gym_llmworld.session import Outcome, Session
 from gym_llmworld.spaces import FreeText

@@ -98,3 +98,22 @@ class Scorer(Protocol):
             token included, or its error in its place.
         """
         ...
+
+
+def check_batch(chats: Sequence[Sequence[Message]], others: Sequence[object], name: str) -> None:
+    """Refuses a batch that no backend can answer.
+
+    Args:
+        chats: Conversations.
+        others: What belongs to each of them.
+        name: What that is called.
+
+    Raises:
+        ValueError: Not one of ``others`` per chat, or a chat that does not end with a user message.
+    """
+    if len(chats) != len(others):
+        raise ValueError(f"{len(chats)} chats need as many {name}, got {len(others)}")
+    for chat in chats:
+        if not chat or chat[-1].role != "user":
+            last = chat[-1].role if chat else "nothing"
+            raise ValueError(f"a chat must end with a user message, this one ends with {last}")

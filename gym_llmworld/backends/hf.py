@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from gym_llmworld.backends.base import BackendStats
+from gym_llmworld.backends.base import BackendStats, check_batch
 from gym_llmworld.backends.hf_chat import ChatEncoder, Ids
 from gym_llmworld.backends.hf_decode import RowRunner, SlotRunner, slots_serve
 from gym_llmworld.backends.hf_sampling import Draw
@@ -116,7 +116,7 @@ class HFBackend:
             ValueError: Not one sampling per chat, or an empty chat.
             BackendError: The backend is closed.
         """
-        _check_batch(chats, samplings, "samplings")
+        check_batch(chats, samplings, "samplings")
 
         def job(ids: Ids, i: int) -> Job:
             sampling = samplings[i]
@@ -138,7 +138,7 @@ class HFBackend:
             ValueError: Not one target per chat, or an empty chat.
             BackendError: The backend is closed.
         """
-        _check_batch(chats, targets, "targets")
+        check_batch(chats, targets, "targets")
 
         def job(ids: Ids, i: int) -> Job | ContextOverflow:
             wanted = self._chats.encode_target(targets[i])
@@ -247,15 +247,6 @@ def _check_options(
     for name, value in options.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def _check_batch(chats: Sequence[Sequence[Message]], others: Sequence[object], name: str) -> None:
-    if len(chats) != len(others):
-        raise ValueError(f"{len(chats)} chats need as many {name}, got {len(others)}")
-    for chat in chats:
-        if not chat or chat[-1].role != "user":
-            last = chat[-1].role if chat else "nothing"
-            raise ValueError(f"a chat must end with a user message, this one ends with {last}")
 
 
 def _device(name: str) -> torch.device:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from gym_llmworld.backends.base import BackendStats
+from gym_llmworld.backends.base import BackendStats, check_batch
 from gym_llmworld.backends.openai_server_replies import KEY_VARIABLE, Card, Reader
 from gym_llmworld.backends.openai_server_transport import Line, Transport, Unreachable
 from gym_llmworld.core import Completion, Message, Sampling
@@ -116,7 +116,7 @@ class OpenAIBackend:
             ValueError: Not one sampling per chat, or a chat that does not end with a user message.
             BackendError: The backend is closed, or the server could not be reached for any chat.
         """
-        _check_batch(chats, samplings)
+        check_batch(chats, samplings, "samplings")
         if not chats:
             return []
         results = self._transport.run(lambda line: self._generate(line, chats, samplings))
@@ -272,15 +272,6 @@ def _check_options(concurrency: int, timeout: float, retries: int, max_context: 
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if not 0 < timeout < math.inf:
         raise ValueError(f"timeout must be a positive number of seconds, got {timeout}")
-
-
-def _check_batch(chats: Sequence[Sequence[Message]], samplings: Sequence[Sampling]) -> None:
-    if len(chats) != len(samplings):
-        raise ValueError(f"{len(chats)} chats need as many samplings, got {len(samplings)}")
-    for chat in chats:
-        if not chat or chat[-1].role != "user":
-            last = chat[-1].role if chat else "nothing"
-            raise ValueError(f"a chat must end with a user message, this one ends with {last}")
 
 
 def _key() -> str:

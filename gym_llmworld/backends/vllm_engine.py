@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gym_llmworld.backends.base import BackendStats
+from gym_llmworld.backends.base import BackendStats, check_batch
 from gym_llmworld.backends.hf_chat import ChatEncoder
 from gym_llmworld.core import Completion, Message, Sampling
 from gym_llmworld.errors import BackendError, CheckpointError, ContextOverflow, MissingDependency
@@ -140,7 +140,7 @@ class VLLMBackend:
             ValueError: Not one sampling per chat, or a chat that does not end with a user message.
             BackendError: The backend is closed, or vLLM failed.
         """
-        _check_batch(chats, samplings)
+        check_batch(chats, samplings, "samplings")
         with self._lock:
             if self._llm is None:
                 raise BackendError(f"the backend of {self.name} is closed")
@@ -273,12 +273,3 @@ def _load(model: str, max_context: int | None, options: dict[str, Any]) -> Any:
             "safetensors weights, a tokenizer and an architecture that vLLM knows, and memory for "
             f"it; {type(error).__name__}: {error}"
         ) from error
-
-
-def _check_batch(chats: Sequence[Sequence[Message]], samplings: Sequence[Sampling]) -> None:
-    if len(chats) != len(samplings):
-        raise ValueError(f"{len(chats)} chats need as many samplings, got {len(samplings)}")
-    for chat in chats:
-        if not chat or chat[-1].role != "user":
-            last = chat[-1].role if chat else "nothing"
-            raise ValueError(f"a chat must end with a user message, this one ends with {last}")

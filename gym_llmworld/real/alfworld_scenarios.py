@@ -18,6 +18,7 @@ from gym_llmworld.real.alfworld_pddl import read_problem
 from gym_llmworld.real.alfworld_tasks import GENERATOR_VERSION, GameSpec, spec_stream, split_of
 from gym_llmworld.real.alfworld_views import first_view, hidden_state, task_facts
 from gym_llmworld.real.scenario_drafts import Progress, write_made_scenarios
+from gym_llmworld.scenarios import check_generator
 
 __all__ = ["game_scenario", "load_game", "load_games", "write_games"]
 
@@ -149,12 +150,7 @@ def load_game(scenario: Scenario) -> LoadedGame:
     """
     real = scenario.real
     if "seed" in real and "task" in real:
-        made_by = real.get("generator", GENERATOR_VERSION)
-        if made_by != GENERATOR_VERSION:
-            raise ScenarioError(
-                f"scenario {scenario.id!r} was made by generator version {made_by}; this is "
-                f"version {GENERATOR_VERSION} and would build another game. Generate games again"
-            )
+        check_generator(scenario, GENERATOR_VERSION)
         return _generated(str(real["task"]), int(real["seed"]))
     if "game_file" in real:
         path = Path(str(real["game_file"]))

@@ -42,9 +42,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.error import InvalidAction, ResetNeeded
+from gymnasium.error import ResetNeeded
 
-from gym_llmworld.contract import MAX_ACTION_LENGTH, frame, world_info
+from gym_llmworld.contract import MAX_ACTION_LENGTH, frame, require_text, world_info
 from gym_llmworld.core import Scenario
 from gym_llmworld.errors import EngineError, ScenarioError
 from gym_llmworld.spaces import FreeText
@@ -270,12 +270,8 @@ class RealTextEnv(gym.Env[str, str], ABC, Generic[StartT, PlayT]):
         play = self.play
         if self._over:
             raise ResetNeeded("the episode has ended; call env.reset()")
-        if not isinstance(action, str):
-            raise InvalidAction(
-                f"an action must be a str, got {type(action).__name__}: {action!r:.80}"
-            )
         try:
-            reply = self._answer(play, action)
+            reply = self._answer(play, require_text(action))
         except EngineError:
             self._over = True
             raise

@@ -214,8 +214,7 @@ class LevelSource:
         """
         check_split(split)
         if self._store is not None and self._board is None:
-            pool = self._store.of_split(split)
-            return pool[int(rng.integers(len(pool)))]
+            return self._store.draw(split, rng)
         seeds = SEEDS[split]
         seed = seeds[int(rng.integers(len(seeds)))]
         return make_level(self._levels, LevelSpec(split, self._board or self._levels.usual, seed))

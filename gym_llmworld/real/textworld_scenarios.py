@@ -37,7 +37,13 @@ from gym_llmworld.real.textworld_games import (
     story_file,
     textworld_release,
 )
-from gym_llmworld.scenarios import SHIPPED_FILE, ScenarioStore, data_folder, read_scenario
+from gym_llmworld.scenarios import (
+    SHIPPED_FILE,
+    ScenarioStore,
+    check_generator,
+    data_folder,
+    read_scenario,
+)
 
 WORLD_KEY = "textworld"
 SCENARIOS_FILE = "scenarios.jsonl"
@@ -142,12 +148,7 @@ def scenario_story(scenario: Scenario) -> Path:
             f"scenario {scenario.id!r} does not say which game it starts; expected in real either "
             f"'kind' and 'seed' (and 'options'), or 'game_file', got {sorted(real)}"
         )
-    made_by = real.get("generator", GENERATOR_VERSION)
-    if made_by != GENERATOR_VERSION:
-        raise ScenarioError(
-            f"scenario {scenario.id!r} was made by generator version {made_by}, this is version "
-            f"{GENERATOR_VERSION}, which would build another game; generate the games again"
-        )
+    check_generator(scenario, GENERATOR_VERSION)
     return story_file(GameSpec.from_json(real))
 
 
@@ -316,8 +317,7 @@ class ScenarioSource:
             stories = stories_of(self._folder, split)
             return _read_story(stories[int(rng.integers(len(stories)))], split)
         if self._store is not None and split in self._store.splits():
-            pool = self._store.of_split(split)
-            return pool[int(rng.integers(len(pool)))]
+            return self._store.draw(split, rng)
         return self._generate_any(split, rng)
 
     def _generate_any(self, split: str, rng: np.random.Generator) -> Scenario:

@@ -12,6 +12,7 @@ from gym_llmworld.real.webshop_engine import INDEX_ADMISSIBLE, Visit
 from gym_llmworld.real.webshop_generator import generated_catalogue
 from gym_llmworld.real.webshop_reward import scores_by_options
 from gym_llmworld.real.webshop_words import CATALOGUE_VERSION
+from gym_llmworld.scenarios import check_generator
 from gym_llmworld.worlds.webshop_text import PER_PAGE, index_page, read_instruction
 
 WORLD_KEY = "webshop"
@@ -195,10 +196,5 @@ def spec_of(scenario: Scenario) -> GoalSpec:
             f"scenario {scenario.id!r} does not say which goal it starts; expected in real 'shop' "
             f"and 'goal' (a number), got {sorted(real)}"
         )
-    made_by = real.get("generator", CATALOGUE_VERSION)
-    if made_by != CATALOGUE_VERSION:
-        raise ScenarioError(
-            f"scenario {scenario.id!r} was made by generator version {made_by}, this is version "
-            f"{CATALOGUE_VERSION}, which would build another shop; generate the games again"
-        )
+    check_generator(scenario, CATALOGUE_VERSION, "shop")
     return GoalSpec(scenario.split, str(real["shop"]), real["goal"], str(real.get("place", "")))

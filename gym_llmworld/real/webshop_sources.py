@@ -66,8 +66,7 @@ class ScenarioSource:
         """
         self.check(split)
         if self._store is not None and split in self._store.splits():
-            pool = self._store.of_split(split)
-            return pool[int(rng.integers(len(pool)))]
+            return self._store.draw(split, rng)
         specs = all_specs(split)
         return _generated(specs[int(rng.integers(len(specs)))])
 

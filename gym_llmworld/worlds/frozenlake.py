@@ -11,15 +11,9 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 
-import numpy as np
-
-from gym_llmworld.worlds.base import World
 from gym_llmworld.worlds.grids import (
-    CONTEXTS,
-    MAX_TURNS,
-    REJECTION,
     Board,
     Cell,
     Group,
@@ -28,7 +22,7 @@ from gym_llmworld.worlds.grids import (
     is_exhausted,
     moves,
 )
-from gym_llmworld.worlds.grids_agents import Situation, grid_agents
+from gym_llmworld.worlds.grids_agents import Situation, grid_world, random_move
 
 MOVES = {"Left": (0, -1), "Down": (1, 0), "Right": (0, 1), "Up": (-1, 0)}
 """In Gymnasium's order: a slip goes to either neighbour in it."""
@@ -140,27 +134,18 @@ def _plan(situation: Situation) -> list[str] | tuple[str, ...] | None:
     return luckiest_actions(board, situation.left, count)
 
 
-def _draw(board: Board, rng: np.random.Generator) -> str:
-    return list(MOVES)[int(rng.integers(4))]
-
-
 def is_over(observation: str) -> bool:
     """Returns whether the player has drowned, or has no action left."""
     board = PUZZLE.read_board(observation)
     return is_exhausted(observation) or (board is not None and bool(cells_of(board, "X")))
 
 
-WORLD = World(
-    key=PUZZLE.key,
-    title="FrozenLake",
-    rejection=REJECTION,
-    contexts=CONTEXTS,
-    ends=is_over,
-    agents=grid_agents(PUZZLE, _plan, _draw, wait="Up"),
-    real_entry_point="gym_llmworld.real.frozenlake:FrozenLakeEnv",
-    games_module="gym_llmworld.real.frozenlake",
-    extra="",
-    splits=("train", "valid", "test"),
-    max_episode_steps=MAX_TURNS,
+WORLD = grid_world(
+    PUZZLE,
+    "FrozenLake",
+    _plan,
+    partial(random_move, tuple(MOVES)),
+    wait="Up",
     max_tokens=256,
+    ends=is_over,
 )

@@ -12,13 +12,17 @@ import numpy as np
 
 from gym_llmworld.agents import Agent, CorruptedAgent, NoisyAgent, ScriptedAgent
 from gym_llmworld.core import Scenario
+from gym_llmworld.worlds.base import World
 from gym_llmworld.worlds.grids import (
+    CONTEXTS,
     MAX_ACTIONS_PER_TURN,
     MAX_TURNS,
+    REJECTION,
     SEPARATOR,
     Board,
     Puzzle,
     actions_left,
+    is_exhausted,
 )
 
 
@@ -115,6 +119,49 @@ def grid_agents(
         "corrupted": partial(_corrupted, puzzle, planner, draw),
         "plan": partial(ScriptedAgent, then=wait),
     }
+
+
+def random_move(names: Sequence[str], board: Board, rng: np.random.Generator) -> str:
+    """Draws one of named moves, whatever the board."""
+    return names[int(rng.integers(len(names)))]
+
+
+def grid_world(
+    puzzle: Puzzle,
+    title: str,
+    planner: Planner,
+    draw: Drawer,
+    *,
+    wait: str,
+    max_tokens: int,
+    ends: Callable[[str], bool] = is_exhausted,
+) -> World:
+    """Returns the world of a puzzle, whose twin is ``gym_llmworld.real.<key>:<title>Env``.
+
+    Args:
+        puzzle: Which.
+        title: As in the environment ids.
+        planner: See `grid_agents`.
+        draw: See `grid_agents`.
+        wait: See `grid_agents`.
+        max_tokens: Upper bound of a generated observation, in tokens.
+        ends: Tells whether an observation that did not solve the puzzle ends the episode.
+    """
+    twin = f"gym_llmworld.real.{puzzle.key}"
+    return World(
+        key=puzzle.key,
+        title=title,
+        rejection=REJECTION,
+        contexts=CONTEXTS,
+        ends=ends,
+        agents=grid_agents(puzzle, planner, draw, wait),
+        real_entry_point=f"{twin}:{title}Env",
+        games_module=twin,
+        extra="",
+        splits=("train", "valid", "test"),
+        max_episode_steps=MAX_TURNS,
+        max_tokens=max_tokens,
+    )
 
 
 def _noisy(puzzle: Puzzle, planner: Planner, draw: Drawer) -> Agent:

@@ -10,23 +10,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-import numpy as np
-
-from gym_llmworld.worlds.base import World
 from gym_llmworld.worlds.grids import (
-    CONTEXTS,
-    MAX_TURNS,
-    REJECTION,
     Board,
     Cell,
     Group,
     Puzzle,
     cells_of,
-    is_exhausted,
     moves,
 )
-from gym_llmworld.worlds.grids_agents import Situation, grid_agents
+from gym_llmworld.worlds.grids_agents import Situation, grid_world, random_move
 
 MOVES = {"Up": (-1, 0), "Down": (1, 0), "Left": (0, -1), "Right": (0, 1)}
 
@@ -157,21 +151,11 @@ def _plan(situation: Situation) -> list[str] | None:
     return solve(Room.read(situation.board), situation.left)
 
 
-def _draw(board: Board, rng: np.random.Generator) -> str:
-    return list(MOVES)[int(rng.integers(4))]
-
-
-WORLD = World(
-    key=PUZZLE.key,
-    title="Sokoban",
-    rejection=REJECTION,
-    contexts=CONTEXTS,
-    ends=is_exhausted,
-    agents=grid_agents(PUZZLE, _plan, _draw, wait="Up"),
-    real_entry_point="gym_llmworld.real.sokoban:SokobanEnv",
-    games_module="gym_llmworld.real.sokoban",
-    extra="",
-    splits=("train", "valid", "test"),
-    max_episode_steps=MAX_TURNS,
+WORLD = grid_world(
+    PUZZLE,
+    "Sokoban",
+    _plan,
+    partial(random_move, tuple(MOVES)),
+    wait="Up",
     max_tokens=512,
 )

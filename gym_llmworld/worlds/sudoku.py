@@ -14,19 +14,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gym_llmworld.worlds.base import World
 from gym_llmworld.worlds.grids import (
-    CONTEXTS,
-    MAX_TURNS,
-    REJECTION,
     Board,
     Cell,
     Group,
     Puzzle,
     cells_of,
-    is_exhausted,
 )
-from gym_llmworld.worlds.grids_agents import Situation, grid_agents
+from gym_llmworld.worlds.grids_agents import Situation, grid_world
 
 EMPTY = "."
 _MOVE = re.compile(r"(\d{1,2})\s*,\s*(\d{1,2})\s*,\s*(\d{1,2})", re.ASCII)
@@ -147,17 +142,11 @@ def _draw(board: Board, rng: np.random.Generator) -> str:
     return f"{row + 1},{column + 1},{int(rng.integers(1, size + 1))}"
 
 
-WORLD = World(
-    key=PUZZLE.key,
-    title="Sudoku",
-    rejection=REJECTION,
-    contexts=CONTEXTS,
-    ends=is_exhausted,
-    agents=grid_agents(PUZZLE, _plan, _draw, wait="1,1,1"),
-    real_entry_point="gym_llmworld.real.sudoku:SudokuEnv",
-    games_module="gym_llmworld.real.sudoku",
-    extra="",
-    splits=("train", "valid", "test"),
-    max_episode_steps=MAX_TURNS,
+WORLD = grid_world(
+    PUZZLE,
+    "Sudoku",
+    _plan,
+    _draw,
+    wait="1,1,1",
     max_tokens=256,
 )
