@@ -16,7 +16,7 @@ from typing import Any
 
 from gym_llmworld import metrics
 from gym_llmworld.backends.base import Backend
-from gym_llmworld.core import Completion, Episode, Message, Sampling
+from gym_llmworld.core import Completion, Episode, Message, Sampling, Scenario
 from gym_llmworld.errors import BackendError, ContextOverflow
 from gym_llmworld.metrics import Progress, Turn
 from gym_llmworld.protocol import SUCCESS_MARKER, ParseStatus, Protocol
@@ -218,18 +218,18 @@ class _TeacherForcing:
             action=step.action,
             previous=episode.steps[t - 1].observation if t else episode.scenario.observation,
             truth=self.protocol.target(step),
-            prediction=self._read(answer),
+            prediction=self._read(episode.scenario, answer),
         )
 
-    def _read(self, answer: Completion | BackendError) -> str | None:
+    def _read(self, scenario: Scenario, answer: Completion | BackendError) -> str | None:
         if isinstance(answer, BackendError):
             overflow = isinstance(answer, ContextOverflow)
             self.errors[ParseStatus.CONTEXT.value if overflow else "backend"] += 1
             return None
         self.prompt_tokens += answer.prompt_tokens
         self.cached_tokens += answer.cached_tokens
-        status = self.protocol.decode(answer).status
-        if status is not ParseStatus.OK:
-            self.errors[status.value] += 1
+        prediction = self.protocol.decode(scenario, answer)
+        if prediction.status is not ParseStatus.OK:
+            self.errors[prediction.status.value] += 1
             return None
-        return answer.text
+        return prediction.observation + (SUCCESS_MARKER if prediction.success else "")

@@ -18,11 +18,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol as Interface
 
 from gym_llmworld.core import Completion, Episode, Message, Scenario, Step
 from gym_llmworld.errors import DataError
 
 SUCCESS_MARKER = " [SUCCESS]"
+MAX_ACTION_CHARS = 256
+"""Longer actions enter no chat."""
 
 # What chat templates use for roles and turn ends, across model families.
 _CONTROL_TOKENS = re.compile(
@@ -91,8 +94,20 @@ def rounded(probability: float) -> float:
     return round(probability, 4)
 
 
-def _harmless(text: str) -> str:
-    """Returns what a model wrote without anything that a chat template or a file may not hold."""
+def admit(action: str, max_chars: int = MAX_ACTION_CHARS) -> str | None:
+    """Returns an action as it enters a chat (stripped), or None if it may not enter one."""
+    text = action.strip()
+    if not text or len(text) > max_chars:
+        return None
+    if _CONTROL_CHARACTERS.search(text) or _SURROGATES.search(text):
+        return None
+    if _CONTROL_TOKENS.search(text) or SUCCESS_MARKER.strip() in text:
+        return None
+    return text
+
+
+def harmless(text: str) -> str:
+    """Returns untrusted text without anything that a chat template or a file may not hold."""
     # Again and again: what stood around a token may itself be one, "<|e<|end|>nd|>".
     while (shorter := _CONTROL_TOKENS.sub("", text)) != text:
         text = shorter
@@ -106,6 +121,58 @@ def _without_marker(observation: str) -> str:
     return observation
 
 
+class Wording(Interface):
+    """How a prompt style says what happens in one episode, where it says it in its own words.
+
+    A small model copies well and counts badly. A wording may spell out what the text says less
+    plainly (where the agent is) and leave out what every text repeats. It is told every step of the
+    episode in order, and must lose nothing: `read` gives back what `write` was given.
+    """
+
+    def cue(self, action: str) -> str:
+        """Returns what ``action``, the next one, ends with in the chat; may be empty."""
+        ...
+
+    def write(self, action: str, observation: str) -> str:
+        """Returns what the model is to write for ``observation``, and notes what it says."""
+        ...
+
+    def read(self, text: str) -> str:
+        """Returns the observation that ``text`` stands for, ``text`` itself if it stands for none.
+
+        Never raises, and does not depend on what `write` has noted.
+        """
+        ...
+
+
+class Placed:
+    """Ends each action with the place of the latest observation that said one: `` @kitchen``.
+
+    A small model is spared to look back for what it was last told.
+
+    Args:
+        scenario: Where the episode starts.
+        place: Reads from an observation where the agent is, None when it does not say.
+    """
+
+    def __init__(self, scenario: Scenario, *, place: Callable[[str], str | None]) -> None:
+        self._place = place
+        self._latest = place(scenario.observation)
+
+    def cue(self, action: str) -> str:
+        """Returns the place."""
+        return "" if self._latest is None else f" @{self._latest}"
+
+    def write(self, action: str, observation: str) -> str:
+        """Returns the observation as it is."""
+        self._latest = self._place(observation) or self._latest
+        return observation
+
+    def read(self, text: str) -> str:
+        """Returns the text as it is."""
+        return text
+
+
 @dataclass(frozen=True)
 class Protocol:
     """Turns episodes into chats, and completions into predictions.
@@ -117,31 +184,23 @@ class Protocol:
         max_observation_chars: Longer predictions are cut and count as `ParseStatus.CUT_OFF`.
         confidence: Judges how probably a completion is right; None when it cannot tell. See
             `gym_llmworld.calibration` for one that was fitted to real steps.
-        place: Reads from an observation where the agent is, None when it does not say. Where a
-            style has it, each action ends with the place of the latest observation that said one:
-            `` @kitchen``. A small model is spared to look back for what it was last told.
+        wording: Makes the `Wording` of an episode; None where chats hold actions and observations
+            as they are.
         ends: Tells whether the world goes on after an observation that did not solve the task, such
             as a lost game; None where only success ends an episode. It cannot bring success.
     """
 
     style: str
     context: Callable[[Scenario], str]
-    max_action_chars: int = 256
+    max_action_chars: int = MAX_ACTION_CHARS
     max_observation_chars: int = 8192
     confidence: Callable[[Completion], float | None] = sequence_probability
-    place: Callable[[str], str | None] | None = None
+    wording: Callable[[Scenario], Wording] | None = None
     ends: Callable[[str], bool] | None = None
 
     def admit(self, action: str) -> str | None:
-        """Returns the action as it enters the chat (stripped), or None if it may not enter one."""
-        text = action.strip()
-        if not text or len(text) > self.max_action_chars:
-            return None
-        if _CONTROL_CHARACTERS.search(text) or _SURROGATES.search(text):
-            return None
-        if _CONTROL_TOKENS.search(text) or SUCCESS_MARKER.strip() in text:
-            return None
-        return text
+        """Returns the action as it enters the chat, or None if it may not enter one."""
+        return admit(action, self.max_action_chars)
 
     def encode(self, scenario: Scenario, steps: Sequence[Step], action: str) -> tuple[Message, ...]:
         """Returns the chat that asks for the observation after ``action``.
@@ -162,28 +221,31 @@ class Protocol:
                 f"{self.max_action_chars} characters, or with control tokens); answer it with the "
                 "world's rejection text instead"
             )
-        chat, place = self._history(scenario, steps, lambda step: step.observation)
-        return (*chat, Message("user", admitted + place))
+        chat, cue = self._history(scenario, steps)
+        return (*chat, Message("user", admitted + cue(admitted)))
 
     def _history(
-        self, scenario: Scenario, steps: Sequence[Step], told: Callable[[Step], str]
-    ) -> tuple[list[Message], str]:
-        """Returns the chat so far, and what the next action is to end with."""
+        self, scenario: Scenario, steps: Sequence[Step], *, labels: bool = False
+    ) -> tuple[list[Message], Callable[[str], str]]:
+        """Returns the chat so far, and what words the end of the next action."""
+        wording = self.wording(scenario) if self.wording else None
         chat = [Message("system", self.context(scenario))]
-        place = self._place(scenario.observation, "")
         for step in steps:
             admitted = self.admit(step.action)
-            if admitted is not None:
-                chat += (Message("user", admitted + place), Message("assistant", told(step)))
-                place = self._place(step.observation, place)
-        return chat, place
-
-    def _place(self, observation: str, before: str) -> str:
-        found = self.place(observation) if self.place else None
-        return before if found is None else f" @{found}"
+            if admitted is None:
+                continue
+            told, marker = step.observation, ""
+            if labels:
+                marker = self.target(step).removeprefix(told)
+            if wording is not None:
+                admitted, told = admitted + wording.cue(admitted), wording.write(admitted, told)
+            chat += (Message("user", admitted), Message("assistant", told + marker))
+        return chat, wording.cue if wording else lambda _: ""
 
     def target(self, step: Step) -> str:
-        """Returns the text that a perfect world model writes for this step.
+        """Returns the observation, with the success marker where the step solved the task.
+
+        A perfect world model writes this, or what the style's `Wording` makes of it.
 
         Raises:
             DataError: The observation itself ends with the marker, so that no text could say so.
@@ -202,18 +264,20 @@ class Protocol:
         Raises:
             DataError: See `target`.
         """
-        chat, _ = self._history(episode.scenario, episode.steps, self.target)
+        chat, _ = self._history(episode.scenario, episode.steps, labels=True)
         return tuple(chat)
 
-    def decode(self, completion: Completion) -> Prediction:
-        """Reads a completion; never raises."""
+    def decode(self, scenario: Scenario, completion: Completion) -> Prediction:
+        """Reads a completion in an episode of ``scenario``; never raises."""
         text, finished = completion.text, completion.finish_reason == "stop"
         # Only a finished turn can claim success, and only as its exact last characters: an
         # observation that merely mentions the marker must not end an episode.
         success = finished and text.endswith(SUCCESS_MARKER)
         if success:
             text = text[: -len(SUCCESS_MARKER)]
-        whole = _harmless(text)
+        whole = harmless(text)
+        if self.wording is not None:
+            whole = self.wording(scenario).read(whole)
         observation = _without_marker(whole[: self.max_observation_chars])
         if not observation.strip():
             return Prediction("", False, ParseStatus.EMPTY, self.confidence(completion))

@@ -2,7 +2,8 @@
 
 Covered: the LLaMA-Factory training files (``data/llama_factory/*.json``), the context files
 (``data/init_contexts``), rollouts in the real environment and in a world model, their replays
-(``valid_on_real_env``), and the two parsers of an agent's ReAct text. Loaders accept extra keys.
+(``valid_on_real_env``). Loaders accept extra keys. An agent's ReAct text and its two parsers are
+`gym_llmworld.policy_prompt`'s.
 
 Not covered: StableToolBench's files, and the metrics files, which hold nothing that
 `gym_llmworld.metrics` does not compute.
@@ -12,13 +13,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from gym_llmworld.core import Episode, Message, Role, Scenario, Step
 from gym_llmworld.errors import DataError
+from gym_llmworld.policy_prompt import parse_action, react
 from gym_llmworld.protocol import SUCCESS_MARKER, Protocol
 from gym_llmworld.worlds.base import GIVEN_CONTEXT
 
@@ -27,9 +28,6 @@ _USER_PART = "# User Environment Information (Displayed to User)\n\n"
 _COMMANDS = "\nAVAILABLE ACTIONS: "
 _TASK = "Your task is to: "
 _SOLVED = (1, 100)
-
-MISSING_ACTION = "Error: Missing action. Please provide a single action."
-SEVERAL_ACTIONS = "Error: Only one 'Action' is allowed per response. Please adjust your response."
 
 
 def write_training_file(
@@ -185,36 +183,6 @@ def replay_record(imagined: Episode, real: Episode) -> dict[str, Any]:
         "reward": 1.0 if real.success else 0.0,
         "success": int(real.success),
     }
-
-
-def react(thought: str, action: str) -> str:
-    """Words a thought and an action as ReAct text."""
-    return f"Thought:\n{thought}\n\nAction:\n{action}"
-
-
-def parse_action(text: str) -> str:
-    """Reads the action out of ReAct text, as the ALFWorld, ScienceWorld and WebShop clients do.
-
-    The last ``Action:`` counts. Text without one is an action only if it looks like WebShop's,
-    otherwise the action is empty.
-    """
-    if "Action:" in text:
-        return text.rsplit("Action:", 1)[1].strip()
-    return text.strip() if "search[" in text or "click[" in text else ""
-
-
-def parse_single_action(text: str) -> str:
-    """Reads the action out of ReAct text, as the TextWorld client does: exactly one line counts.
-
-    Raises:
-        DataError: No action or several; the message is what the client answers.
-    """
-    found = re.findall(r"Action:\s*(.*?)(?=\n|$)", text, re.DOTALL)
-    if len(found) > 1:
-        raise DataError(SEVERAL_ACTIONS)
-    if not found:
-        raise DataError(MISSING_ACTION)
-    return str(found[0]).strip()
 
 
 def _has_action(text: str) -> bool:

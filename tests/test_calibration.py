@@ -247,14 +247,17 @@ def test_judging_a_real_model_changes_nothing_about_its_answers(tmp_path: Path) 
     backend.close()
 
 
+SCENE = Scenario("s", "alfworld", "train", "do it.", "You see a box.")
+
+
 def test_a_calibration_survives_its_file(tmp_path: Path) -> None:
     assert read_calibration(str(tmp_path), "plain") is None
     write(save_checkpoint(tmp_path))
     assert read_calibration(str(tmp_path), "plain") == EXAMPLE
     protocol = calibrated(PROTOCOL, str(tmp_path))
     one = completion(-1.0)
-    assert protocol.decode(one).confidence == EXAMPLE.confidence(one)
-    assert PROTOCOL.decode(one).confidence == sequence_probability(one)
+    assert protocol.decode(SCENE, one).confidence == EXAMPLE.confidence(one)
+    assert PROTOCOL.decode(SCENE, one).confidence == sequence_probability(one)
     assert calibrated(PROTOCOL, "owner/name") is PROTOCOL
 
 

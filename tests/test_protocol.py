@@ -150,15 +150,15 @@ def test_rejected_actions_leave_no_trace_in_the_chat() -> None:
     ],
 )
 def test_decode(text: str, prediction: Prediction) -> None:
-    assert protocol().decode(finished(text)) == prediction
+    assert protocol().decode(SCENARIO, finished(text)) == prediction
 
 
 def test_a_cut_off_completion_never_succeeds() -> None:
-    cut = protocol().decode(Completion("You win. [SUCCESS]", "length"))
+    cut = protocol().decode(SCENARIO, Completion("You win. [SUCCESS]", "length"))
     assert (cut.success, cut.status) == (False, ParseStatus.CUT_OFF)
     # What was seen has to be a possible label, or such an episode could not be trained on.
     assert protocol().target(Step("a", cut.observation, truncated=True)) == "You win."
-    endless = protocol().decode(finished("x" * 100_000 + SUCCESS_MARKER))
+    endless = protocol().decode(SCENARIO, finished("x" * 100_000 + SUCCESS_MARKER))
     assert (endless.success, endless.status) == (False, ParseStatus.CUT_OFF)
     assert len(endless.observation) == protocol().max_observation_chars
 
@@ -169,7 +169,7 @@ def test_a_cut_off_completion_never_succeeds() -> None:
 @pytest.mark.parametrize("solved", [False, True])
 def test_decode_inverts_target(observation: str, solved: bool) -> None:
     step = Step("a", observation, reward=float(solved), terminated=solved)
-    prediction = protocol().decode(finished(protocol().target(step)))
+    prediction = protocol().decode(SCENARIO, finished(protocol().target(step)))
     assert (prediction.observation, prediction.success) == (observation, solved)
 
 
@@ -215,20 +215,20 @@ def test_unknown_names_say_what_exists() -> None:
 
 
 def test_confidence_is_the_probability_of_the_completion() -> None:
-    prediction = protocol().decode(Completion("x", "stop", logprobs=(-0.5, -0.25)))
+    prediction = protocol().decode(SCENARIO, Completion("x", "stop", logprobs=(-0.5, -0.25)))
     assert prediction.confidence == 0.4724
     # Rounding errors of a backend may sum up to more than certainty.
-    assert protocol().decode(Completion("x", "stop", logprobs=(1e-6,))).confidence == 1.0
-    assert protocol().decode(finished("x")).confidence is None
+    assert protocol().decode(SCENARIO, Completion("x", "stop", logprobs=(1e-6,))).confidence == 1.0
+    assert protocol().decode(SCENARIO, finished("x")).confidence is None
     # Servers send what they like; nonsense must not pass for certainty.
-    assert protocol().decode(Completion("x", "stop", logprobs=(-math.inf,))).confidence == 0.0
-    assert protocol().decode(Completion("x", "stop", logprobs=(math.nan,))).confidence is None
+    assert protocol().decode(SCENARIO, Completion("x", "stop", logprobs=(-math.inf,))).confidence == 0.0
+    assert protocol().decode(SCENARIO, Completion("x", "stop", logprobs=(math.nan,))).confidence is None
 
 
 @pytest.mark.parametrize("text", ["x", "", "x" * 100_000])
 def test_another_judge_of_confidence_is_asked_about_every_answer(text: str) -> None:
     judged = dataclasses.replace(protocol(), confidence=lambda completion: 0.25)
-    assert judged.decode(finished(text)).confidence == 0.25
+    assert judged.decode(SCENARIO, finished(text)).confidence == 0.25
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_another_judge_of_confidence_is_asked_about_every_answer(text: str) -> N
 )
 def test_an_ending_of_the_world_is_no_success(text: str, over: bool, success: bool) -> None:
     protocol = Protocol("test", lambda scenario: "", ends=lambda shown: shown == "You lost!")
-    prediction = protocol.decode(Completion(text, "stop"))
+    prediction = protocol.decode(SCENARIO, Completion(text, "stop"))
     assert (prediction.over, prediction.success) == (over, success)
     # What was cut off is truncated, not ended.
-    assert not protocol.decode(Completion(text, "length")).over
+    assert not protocol.decode(SCENARIO, Completion(text, "length")).over

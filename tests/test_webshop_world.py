@@ -34,6 +34,7 @@ from gym_llmworld.testing import check_text_env
 from gym_llmworld.worlds.webshop import WORLD, engine_context
 from gym_llmworld.worlds.webshop_agents import BUY_NOW, WebShopCustomer
 from gym_llmworld.worlds.webshop_text import read_instruction, read_page
+from gym_llmworld.worlds.webshop_wording import ShopWording
 from tests.scripted_world import MODEL
 from tests.webshop_shared import small_shop
 
@@ -73,47 +74,43 @@ def test_splits_share_no_goal_and_test_no_shop() -> None:
 @pytest.mark.parametrize("number", range(3))
 def test_the_context_words_what_the_engine_shows(number: int) -> None:
     scenario = shipped()[number]
-    visit = Visit(shop_of(scenario), shop_of(scenario).goals[spec_of(scenario).index])
-    lead = f"Instruction: [SEP] {scenario.instruction} [SEP] Back to Search [SEP] "
-    context = engine_context(scenario)
-    lines = context.split("\n")
-    search, _, results = lines[0].partition(" [SEP] ")
-    assert visit.act(search).text == lead + results
-    assert lines[-1] == scenario.observation
-    assert len(context.split()) < 1000
-    for product in scenario.hidden["products"]:
-        visit.act(search)
-        item = visit.act(f"click[{product['asin'].lower()}]").text
-        start = next(i for i, line in enumerate(lines) if line.startswith(f"{product['asin']}: "))
-        body = lines[start].partition(": ")[2]
-        assert item.startswith(f"{lead}< Prev [SEP] {body} [SEP] Rating: ")
-        for label, line in zip(("Description", "Features"), lines[start + 1 :], strict=False):
-            page = visit.act(f"click[{label}]").text
-            assert line == page.replace(f"{lead}< Prev", label)
-            visit.act("click[< prev]")
-        scores = next(line for line in lines if line.startswith(f"{product['asin']} ")).split()[1:]
-        bought = visit.act(BUY_NOW)
-        assert scores[0] == str(bought.score)
-        visit = Visit(shop_of(scenario), shop_of(scenario).goals[spec_of(scenario).index])
+    shop, goal = shop_of(scenario), spec_of(scenario).index
+    visit, search = Visit(shop, shop.goals[goal]), scenario.real["plan"][0]
+    lines = engine_context(scenario).split("\n")
+    assert lines[-1] == scenario.instruction
+    wording = ShopWording(scenario)
+    assert lines[0] == f"{search} home {wording.write(search, visit.act(search).text)}"
+    for number_of_row, product in enumerate(scenario.hidden["products"]):
+        item, description, features, bought = lines[1 + 4 * number_of_row :][:4]
+        wording, visit = ShopWording(scenario), Visit(shop, shop.goals[goal])
+        wanted = {f"click[{product['asin']}]": item, "click[description]": description}
+        wording.write(search, visit.act(search).text)
+        for action, line in wanted.items():
+            assert wording.write(action, visit.act(action).text) == line
+        wording.write("click[< prev]", visit.act("click[< prev]").text)
+        assert wording.write("click[features]", visit.act("click[features]").text) == features
+        wording.write("click[< prev]", visit.act("click[< prev]").text)
+        receipt = wording.write(BUY_NOW, visit.act(BUY_NOW).text)
+        assert bought.startswith(receipt)  # without options: " row 3 none 0.5"
 
 
 def test_styles_without_the_catalogue() -> None:
     scenario = shipped()[0]
     page = f"WebShop [SEP] Instruction: [SEP] {scenario.instruction} [SEP] Search"
-    assert WORLD.contexts["nocatalog"](scenario) == page
+    assert WORLD.contexts["nocatalog"](scenario) == scenario.instruction
     assert WORLD.contexts["word2world"](scenario) == (
         f"{page}\n\nYour admissible actions of the current situation are: \n[\n"
         "'search[<your query>]',\n'click[search]',\n]."
     )
     bare = Scenario("x", "webshop", "test", scenario.instruction, page)
-    assert engine_context(bare) == page
+    assert engine_context(bare) == scenario.instruction
 
 
 def test_only_a_perfect_purchase_is_marked() -> None:
     protocol = WORLD.protocol("engine")
     for episode in (*episodes("hasty", 12), *episodes("expert", 4)):
-        last = protocol.conversation(episode)[-1].content
-        assert last.endswith(" [SUCCESS]") == (" [SEP] 1.0 [SEP] Reward Details" in last)
+        last, page = protocol.conversation(episode)[-1].content, episode.steps[-1].observation
+        assert last.endswith(" [SUCCESS]") == (" [SEP] 1.0 [SEP] Reward Details" in page)
 
 
 def test_the_imagined_world_keeps_the_contract() -> None:

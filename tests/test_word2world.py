@@ -74,28 +74,6 @@ def test_replay_record() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "action"),
-    [
-        ("Thought:\nhm\n\nAction:\ngo to desk 1\n", "go to desk 1"),
-        ("Action: look\nAction: open drawer 1", "open drawer 1"),
-        ("Action:\nlook\nand more", "look\nand more"),
-        ("I would search[red shoes]", "I would search[red shoes]"),
-        ("I do not know", ""),
-    ],
-)
-def test_the_parser_of_the_last_action(text: str, action: str) -> None:
-    assert w2w.parse_action(text) == action
-
-
-def test_the_parser_of_a_single_action() -> None:
-    assert w2w.parse_single_action("Thought: x\nAction: take key\nmore") == "take key"
-    with pytest.raises(DataError, match="Only one 'Action'"):
-        w2w.parse_single_action("Action: look\nAction: open drawer 1")
-    with pytest.raises(DataError, match="Missing action"):
-        w2w.parse_single_action("take key")
-
-
-@pytest.mark.parametrize(
     ("content", "message"),
     [
         ('[{"messages": [', "is the file complete"),

@@ -6,8 +6,6 @@ code. `Visit` is one customer's session in one shop.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -24,12 +22,11 @@ from gym_llmworld.worlds.webshop_text import (
     done_page,
     index_page,
     item_page,
+    page_json,
+    read_action,
     results_page,
     sub_page,
 )
-
-# As Flask writes JSON into a page.
-_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "'": "\\u0027"}
 
 Where = Literal["index", "results", "item", "description", "features", "reviews", "done"]
 
@@ -81,15 +78,6 @@ class Shop(Protocol):
     def close(self) -> None:
         """Ends the session."""
         ...
-
-
-def read_action(action: str) -> tuple[str, str] | None:
-    """Returns verb and argument, the argument in lower case; None when there is no such form."""
-    # What the pattern (.+)\[(.+)\] matches at the beginning, in linear time.
-    line = action.partition("\n")[0]
-    end = line.rfind("]")
-    start = line.rfind("[", 1, max(1, end - 1))
-    return (line[:start], line[start + 1 : end].lower()) if start > 0 else None
 
 
 class Visit:
@@ -198,9 +186,3 @@ _SUB_PAGE_OF: dict[str, Where] = {
     "features": "features",
     "reviews": "reviews",
 }
-
-
-def page_json(values: Mapping[str, str]) -> str:
-    """Writes a dict as a page shows it: keys sorted, signs of HTML escaped."""
-    text = json.dumps(dict(values), sort_keys=True)
-    return "".join(_ESCAPES.get(sign, sign) for sign in text)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from gym_llmworld.agents import Agent
 from gym_llmworld.core import Scenario
 from gym_llmworld.errors import CheckpointError
-from gym_llmworld.protocol import Protocol
+from gym_llmworld.protocol import Protocol, Wording
 
 GIVEN_CONTEXT = "context"
 """Key of ``Scenario.hidden`` under which a finished context stands; every style passes it on."""
@@ -23,8 +23,7 @@ class World:
         title: As in the environment ids, ``LLMWorld-<title>-v0``.
         rejection: What the engine answers to anything outside its grammar.
         contexts: Prompt style -> the system message of a scenario.
-        places: Prompt style -> what reads from an observation where the agent is, for styles that
-            repeat it with each action (`Protocol.place`).
+        wordings: Prompt style -> what makes the `Wording` of an episode, for styles that have one.
         ends: Tells whether an observation that did not solve the task ends the episode.
         agents: Name -> factory of an agent that knows this world.
         real_entry_point: ``module:Class`` of the twin.
@@ -53,7 +52,7 @@ class World:
     embedded: bool = False
     real_policies: Mapping[str, str] = field(default_factory=dict)
     ends: Callable[[str], bool] | None = None
-    places: Mapping[str, Callable[[str], str | None]] = field(default_factory=dict)
+    wordings: Mapping[str, Callable[[Scenario], Wording]] = field(default_factory=dict)
     max_episode_steps: int = 50
     max_observation_chars: int = 8192
     max_tokens: int = 512
@@ -91,6 +90,6 @@ class World:
             style,
             worded,
             max_observation_chars=self.max_observation_chars,
-            place=self.places.get(style),
+            wording=self.wordings.get(style),
             ends=self.ends,
         )

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from gym_llmworld.core import Scenario
+from gym_llmworld.protocol import Placed
 from gym_llmworld.worlds.base import World
 from gym_llmworld.worlds.textworld_agents import TEXTWORLD_AGENTS
 
@@ -228,7 +230,7 @@ WORLD = World(
         "word2world": word2world_context,
     },
     ends=is_lost,
-    places={"engine": place_of, "nomap": place_of},
+    wordings=dict.fromkeys(("engine", "nomap"), partial(Placed, place=place_of)),
     agents=TEXTWORLD_AGENTS,
     real_entry_point="gym_llmworld.real.textworld_env:TextWorldEnv",
     games_module="gym_llmworld.real.textworld_scenarios",

@@ -5,67 +5,36 @@ Three prompt styles:
 * ``engine``, for the embedded models, with hidden context: the first page of results of the goal's
   own search, the products on it as their pages show them, and what buying each earns. What pages
   repeat stands in the context as they word it, so that most of a page is copying.
-* ``nocatalog``, for the embedded models, without: the first page. What a search finds has to be
-  invented.
+* ``nocatalog``, for the embedded models, without: the wish. What a search finds has to be invented.
+
+  Both write pages in the short form of `gym_llmworld.worlds.webshop_wording`.
 * ``word2world``, byte for byte the context of the published checkpoints (Word2World, appendix A.4):
   the first page and the admissible actions, which are part of every observation there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
 from gym_llmworld.core import Scenario
 from gym_llmworld.worlds.base import World
 from gym_llmworld.worlds.webshop_agents import WEBSHOP_AGENTS
-from gym_llmworld.worlds.webshop_text import (
-    NEXT,
-    SEP,
-    THANKS,
-    item_body,
-    with_admissible,
-    without_admissible,
-)
+from gym_llmworld.worlds.webshop_text import THANKS, with_admissible, without_admissible
+from gym_llmworld.worlds.webshop_wording import ShopWording, context_lines
 
 
 def engine_context(scenario: Scenario) -> str:
-    """Words a scenario for the embedded models: search, products, what they earn, the first page.
+    """Words a scenario for the embedded models: search, products, what they earn, the wish.
 
     Without hidden facts it is `nocatalog_context`.
     """
     hidden = scenario.hidden
     if "products" not in hidden:
         return nocatalog_context(scenario)
-    blocks = [
-        _results(hidden),
-        *("\n".join(_product_lines(product)) for product in hidden["products"]),
-        "\n".join(_scores(product) for product in hidden["products"]),
-        nocatalog_context(scenario),
-    ]
-    return "\n\n".join(blocks)
-
-
-def _results(hidden: Mapping[str, Any]) -> str:
-    rows = (p[key] for p in hidden["products"] for key in ("asin", "title", "price"))
-    heading = f"Page 1 (Total results: {hidden['total']})"
-    return SEP.join((f"search[{hidden['query']}]", heading, NEXT, *rows))
-
-
-def _product_lines(product: Mapping[str, Any]) -> Iterator[str]:
-    body = item_body(product["options"], product["title"], product["price"])
-    yield f"{product['asin']}: {SEP.join(body)}"
-    yield SEP.join(("Description", product["description"]))
-    yield SEP.join(("Features", *product["bullets"]))
-
-
-def _scores(product: Mapping[str, Any]) -> str:
-    return " ".join((product["asin"], *map(str, product["scores"])))
+    return "\n".join((*context_lines(hidden), scenario.instruction))
 
 
 def nocatalog_context(scenario: Scenario) -> str:
-    """Words a scenario without hidden context: the first page."""
-    return without_admissible(scenario.observation)
+    """Words a scenario without hidden context: the wish alone, as the first page shows it."""
+    return scenario.instruction
 
 
 def word2world_context(scenario: Scenario) -> str:
@@ -91,6 +60,7 @@ WORLD = World(
         "nocatalog": nocatalog_context,
         "word2world": word2world_context,
     },
+    wordings=dict.fromkeys(("engine", "nocatalog"), ShopWording),
     ends=is_receipt,
     agents=WEBSHOP_AGENTS,
     real_entry_point="gym_llmworld.real.webshop_env:WebShopEnv",

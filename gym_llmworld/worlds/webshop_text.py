@@ -6,8 +6,9 @@ admissible actions that of AgentGym's client, which Word2World's checkpoints wer
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,8 @@ SUB_PAGES = ("Description", "Features", "Reviews")
 THANKS = "Thank you for shopping with us!"
 PER_PAGE = 10
 
+# As Flask writes JSON into a page.
+_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "'": "\\u0027"}
 _BLOCK = "\n\nYour admissible actions of the current situation are: \n"
 _PAGE = re.compile(r"Page (\d+) \(Total results: (\d+)\)")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -80,7 +83,13 @@ def sub_page(instruction: str, content: Sequence[str]) -> str:
     return SEP.join((*instruction_lead(instruction), BACK, PREVIOUS, *content))
 
 
-def done_page(asin: str, options_json: str, score: float) -> str:
+def page_json(values: Mapping[str, str]) -> str:
+    """Writes a dict as a page shows it: keys sorted, signs of HTML escaped."""
+    text = json.dumps(dict(values), sort_keys=True)
+    return "".join(_ESCAPES.get(sign, sign) for sign in text)
+
+
+def done_page(asin: str, options_json: str, score: float | str) -> str:
     """Words the page after a purchase."""
     nothing = (
         cell
@@ -165,6 +174,15 @@ def read_page(observation: str) -> Page:
     if rest and rest[0] == PREVIOUS:
         return Page("sub", instruction, content=tuple(rest[1:]))
     return Page("unknown", instruction)
+
+
+def read_action(action: str) -> tuple[str, str] | None:
+    """Returns verb and argument, the argument in lower case; None when there is no such form."""
+    # What the pattern (.+)\[(.+)\] matches at the beginning, in linear time.
+    line = action.partition("\n")[0]
+    end = line.rfind("]")
+    start = line.rfind("[", 1, max(1, end - 1))
+    return (line[:start], line[start + 1 : end].lower()) if start > 0 else None
 
 
 def lowest_price(printed: str) -> float | None:
