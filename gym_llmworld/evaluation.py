@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gym_llmworld import metrics
-from gym_llmworld.backends.base import Backend
-from gym_llmworld.core import Completion, Episode, Message, Sampling, Scenario
+from gym_llmworld.backends.base import Backend, Confirmer
+from gym_llmworld.core import Completion, Episode, Sampling, Scenario
 from gym_llmworld.errors import BackendError, ContextOverflow
 from gym_llmworld.metrics import Progress, Turn
 from gym_llmworld.protocol import SUCCESS_MARKER, ParseStatus, Protocol
@@ -192,7 +192,6 @@ class _TeacherForcing:
 
     def run(self, group: Sequence[tuple[int, Episode]]) -> Iterator[None]:
         """Predicts one turn of every episode that still has one, then yields."""
-        sampling = Sampling(temperature=0.0, max_tokens=self.max_tokens)
         for t in range(max((len(episode.steps) for _, episode in group), default=0)):
             going = [(i, episode) for i, episode in group if t < len(episode.steps)]
             self.done += len(going)
@@ -202,14 +201,22 @@ class _TeacherForcing:
                 if self.protocol.admit(episode.steps[t].action) is not None
             ]
             if asked:
-                chats = [self._chat(episode, t) for _, episode in asked]
-                answers = self.backend.generate(chats, [sampling] * len(chats))
+                answers = self._answers([episode for _, episode in asked], t)
                 for (i, episode), answer in zip(asked, answers, strict=True):
                     self.turns.append((i, self._turn(episode, t, answer)))
             yield
 
-    def _chat(self, episode: Episode, t: int) -> tuple[Message, ...]:
-        return self.protocol.encode(episode.scenario, episode.steps[:t], episode.steps[t].action)
+    def _answers(self, episodes: Sequence[Episode], t: int) -> list[Completion | BackendError]:
+        lessons = [self.protocol.lesson(e.scenario, e.steps[:t], e.steps[t]) for e in episodes]
+        chats, labels = [chat for chat, _ in lessons], [label for _, label in lessons]
+        confirmed: list[Completion | None] = [None] * len(chats)
+        if isinstance(self.backend, Confirmer):
+            # Writing what is right anyway would cost a forward pass per token.
+            confirmed = self.backend.confirm(chats, labels, self.max_tokens)
+        left = [chat for chat, known in zip(chats, confirmed, strict=True) if known is None]
+        sampling = Sampling(temperature=0.0, max_tokens=self.max_tokens)
+        written = iter(self.backend.generate(left, [sampling] * len(left)) if left else [])
+        return [next(written) if known is None else known for known in confirmed]
 
     def _turn(self, episode: Episode, t: int, answer: Completion | BackendError) -> Turn:
         step = episode.steps[t]

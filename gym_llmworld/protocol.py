@@ -224,6 +224,22 @@ class Protocol:
         chat, cue = self._history(scenario, steps)
         return (*chat, Message("user", admitted + cue(admitted)))
 
+    def lesson(
+        self, scenario: Scenario, steps: Sequence[Step], step: Step
+    ) -> tuple[tuple[Message, ...], str]:
+        """Returns the chat that asks for ``step``, and what a perfect world model writes.
+
+        Args:
+            scenario: Where the episode started.
+            steps: What has happened before.
+            step: Its action is admissible in the sense of `admit`.
+
+        Raises:
+            DataError: See `target`.
+        """
+        chat, _ = self._history(scenario, (*steps, step), labels=True)
+        return tuple(chat[:-1]), chat[-1].content
+
     def _history(
         self, scenario: Scenario, steps: Sequence[Step], *, labels: bool = False
     ) -> tuple[list[Message], Callable[[str], str]]:

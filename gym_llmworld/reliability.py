@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gym_llmworld.backends.base import Backend
+from gym_llmworld.backends.base import Backend, Confirmer
 from gym_llmworld.calibration import Calibration, features, sigmoid
 from gym_llmworld.core import Completion, Episode, Message, Sampling
 from gym_llmworld.errors import BackendError, DataError
@@ -157,18 +157,35 @@ class _Recorder:
         self, chats: Sequence[Sequence[Message]], samplings: Sequence[Sampling]
     ) -> list[Completion | BackendError]:
         answers = self.backend.generate(chats, samplings)
+        self._keep(chats, answers)
+        return answers
+
+    def confirm(
+        self, chats: Sequence[Sequence[Message]], targets: Sequence[str], max_tokens: int
+    ) -> list[Completion | None]:
+        if not isinstance(self.backend, Confirmer):
+            return [None] * len(chats)
+        confirmed = self.backend.confirm(chats, targets, max_tokens)
+        known = [(chat, c) for chat, c in zip(chats, confirmed, strict=True) if c is not None]
+        self._keep([chat for chat, _ in known], [answer for _, answer in known])
+        return confirmed
+
+    def _keep(
+        self,
+        chats: Sequence[Sequence[Message]],
+        answers: Sequence[Completion | BackendError],
+    ) -> None:
         # Now, while the conversations are in the backend's cache.
         drawn = self._draw(chats)
         for i, (chat, answer) in enumerate(zip(chats, answers, strict=True)):
             again = drawn[i * self.samples : (i + 1) * self.samples]
             self.answers[tuple(chat)] = (answer, _agreement(answer, again))
-        return answers
 
     def close(self) -> None:
         """Leaves the backend to its owner."""
 
     def _draw(self, chats: Sequence[Sequence[Message]]) -> list[Completion | BackendError]:
-        if not self.samples:
+        if not self.samples or not chats:
             return []
         repeated = [chat for chat in chats for _ in range(self.samples)]
         seeds = list(range(self.samples)) * len(chats)

@@ -14,12 +14,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gym_llmworld.backends import Scorer, hf_decode, load_backend
+from gym_llmworld.backends import Confirmer, Scorer, hf_decode, load_backend
 from gym_llmworld.backends.hf import HFBackend
 from gym_llmworld.backends.hf_chat import ChatEncoder
 from gym_llmworld.backends.hf_sampling import Draw, pick
+from gym_llmworld.checkpoints import embedded_model
 from gym_llmworld.core import Completion, Message, Sampling
 from gym_llmworld.errors import BackendError, CheckpointError, ContextOverflow
+from gym_llmworld.scenarios import ScenarioStore
+from gym_llmworld.worlds import get_world
 from tests.tiny_models import (
     ARCHITECTURES,
     CHATML,
@@ -613,3 +616,29 @@ def test_greedy_equals_generate_on_cuda(tmp_path: Path, architecture: Architectu
         for end in range(2, len(chat) - 1, 2):
             assert chat[end].content == oracle.answer(chat[:end], 8)
     assert HFBackend(backend.name).reuses, "bfloat16 must pass the check as well"
+
+
+def test_confirmed_is_what_would_be_written() -> None:
+    backend = HFBackend(embedded_model("alfworld"))
+    assert isinstance(backend, Confirmer)
+    protocol = get_world("alfworld").protocol("engine")
+    chats = [
+        protocol.encode(scenario, (), f"{verb} {place['name']}")
+        for scenario in ScenarioStore("alfworld").of_split("valid_unseen")[:4]
+        for verb, place in zip(("go to", "open"), scenario.hidden["receptacles"], strict=False)
+    ]
+    written = ask(backend, chats, Sampling(max_tokens=64))
+    assert {answer.finish_reason for answer in written} == {"stop"}
+    targets = [answer.text for answer in written]
+    targets[0], targets[3] = targets[0][:-1], targets[3] + " It is warm."
+    for _ in range(2):  # without and with what is kept
+        confirmed = backend.confirm(chats, targets, 64)
+        assert [i for i, answer in enumerate(confirmed) if answer is None] == [0, 3]
+        for answer, wanted in zip(confirmed, written, strict=True):
+            if answer is not None:
+                assert (answer.text, answer.finish_reason) == (wanted.text, "stop")
+                assert answer.prompt_tokens == wanted.prompt_tokens
+                assert np.allclose(answer.logprobs, wanted.logprobs, atol=1e-4)
+    assert backend.confirm(chats[1:2], targets[1:2], len(written[1].logprobs)) != [None]
+    assert backend.confirm(chats[1:2], targets[1:2], len(written[1].logprobs) - 1) == [None]
+    backend.close()

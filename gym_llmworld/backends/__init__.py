@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gym_llmworld.backends.base import Backend, BackendStats, Engine, Scorer
+from gym_llmworld.backends.base import Backend, BackendStats, Confirmer, Engine, Scorer
 from gym_llmworld.backends.scripted import ScriptedBackend, load_script
 from gym_llmworld.core import Completion, Message, Sampling
 from gym_llmworld.errors import BackendError, CheckpointError, MissingDependency
@@ -24,6 +24,7 @@ __all__ = [
     "Backend",
     "BackendConfig",
     "BackendStats",
+    "Confirmer",
     "Engine",
     "Scorer",
     "ScriptedBackend",

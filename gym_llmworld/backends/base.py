@@ -100,6 +100,29 @@ class Scorer(Protocol):
         ...
 
 
+@runtime_checkable
+class Confirmer(Protocol):
+    """Tells whether greedy decoding would write a given text, in one forward pass."""
+
+    def confirm(
+        self, chats: Sequence[Sequence[Message]], targets: Sequence[str], max_tokens: int
+    ) -> list[Completion | None]:
+        """Compares the most probable token with the target's, at each of its positions.
+
+        Up to its first other token, greedy decoding sees just the prefixes of the target: so equal
+        everywhere means that `Backend.generate` at temperature 0 would write the target.
+
+        Args:
+            chats: ``B`` conversations that end with a user message.
+            targets: ``B`` texts that the model might write.
+            max_tokens: Longer targets are not confirmed, as they would be cut off.
+
+        Returns:
+            For each chat what `Backend.generate` would return; None where that is something else.
+        """
+        ...
+
+
 def check_batch(chats: Sequence[Sequence[Message]], others: Sequence[object], name: str) -> None:
     """Refuses a batch that no backend can answer.
 

@@ -80,19 +80,67 @@ class HFBackend:
         _check_options(max_context, max_slots, max_cache_bytes, threads)
         if threads is not None:
             torch.set_num_threads(threads)
-        self.name = model
         target = _device(device)
         kind = _dtype(dtype, target)
         _check_folder(model)
-        self.tokenizer = _load(model, AutoTokenizer.from_pretrained, "tokenizer")
-        self._chats = ChatEncoder(self.tokenizer, model)
-        self.model: Any = _load_model(model, target, kind)
-        self._context = _context(self.model, max_context)
-        self._lock = threading.Lock()
-        self._stats = BackendStats()
-        self.stops = _stops(self.model, self.tokenizer, self._chats.turn_end)
+        tokenizer = _load(model, AutoTokenizer.from_pretrained, "tokenizer")
+        chats = ChatEncoder(tokenizer, model)
+        self._serve(_load_model(model, target, kind), tokenizer, chats, model, max_context)
         self.runner: Any = self._make_runner(max_slots, max_cache_bytes)
         self.max_context: int | None = self._context
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        max_slots: int = 256,
+        max_cache_bytes: int | None = None,
+    ) -> HFBackend:
+        """Serves a model that is in memory already, such as one in training.
+
+        It stays the caller's: put it into evaluation mode before asking, and call `forget` after
+        its weights have changed. A turn ends with the one token that the chat template ends it
+        with, so that what `continue_tokens` returns is exactly what was sampled.
+
+        Args:
+            model: A transformers causal language model.
+            tokenizer: Its tokenizer, with a chat template.
+            name: For messages.
+            max_slots: As of the constructor.
+            max_cache_bytes: As of the constructor.
+
+        Raises:
+            CheckpointError: The chat template is missing, or ends no turn with a token of its own.
+            ValueError: An option is out of range.
+        """
+        _check_options(None, max_slots, max_cache_bytes, None)
+        backend = cls.__new__(cls)
+        chats = ChatEncoder(tokenizer, name)
+        if chats.turn_end is None:
+            raise CheckpointError(
+                f"the chat template of {name} ends an assistant's turn with no token of its own; "
+                "expected one such as <|im_end|>, or the model cannot learn to stop"
+            )
+        backend._serve(model, tokenizer, chats, name, None)
+        backend.stops = frozenset({chats.turn_end})
+        backend.runner = backend._make_runner(max_slots, max_cache_bytes)
+        backend.max_context = backend._context
+        return backend
+
+    def _serve(
+        self, model: Any, tokenizer: Any, chats: ChatEncoder, name: str, max_context: int | None
+    ) -> None:
+        self.name = name
+        self.model: Any = model
+        self.tokenizer = tokenizer
+        self._chats = chats
+        self._context = _context(model, max_context)
+        self._lock = threading.Lock()
+        self._stats = BackendStats()
+        self.stops = _stops(model, tokenizer, chats.turn_end)
 
     @property
     def stats(self) -> BackendStats:
@@ -119,15 +167,50 @@ class HFBackend:
         check_batch(chats, samplings, "samplings")
 
         def job(ids: Ids, i: int) -> Job:
-            sampling = samplings[i]
-            draw = Draw(sampling.temperature, sampling.top_p, random.Random(sampling.seed))
-            end = min(len(ids) + sampling.max_tokens, self._context)
-            return Job(ids, end, draw, returning=len(chats[i]) > 2)
+            return self._job(ids, samplings[i], returning=len(chats[i]) > 2)
 
         return [
             done if isinstance(done, BackendError) else self._completion(done)
-            for done in self._answer(chats, job)
+            for done in self._answer(lambda: self._chats.encode(chats), job)
         ]
+
+    def continue_tokens(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling]
+    ) -> list[tuple[tuple[int, ...], Completion] | BackendError]:
+        """Completes token sequences, for those who need the very tokens (reinforcement learning).
+
+        Args:
+            prompts: As the chat template words them, up to the header of the coming answer.
+            samplings: One per prompt.
+
+        Returns:
+            The tokens written, without the one that ends the turn, and the same as a `Completion`.
+            A prompt that fills the context has a `ContextOverflow` in its place.
+
+        Raises:
+            ValueError: Not one sampling per prompt, or an empty prompt.
+            BackendError: The backend is closed.
+        """
+        if len(prompts) != len(samplings) or not all(prompts):
+            raise ValueError(
+                f"expected one sampling per prompt and no empty prompt, got {len(samplings)} "
+                f"samplings for prompts of {[len(prompt) for prompt in prompts]} tokens"
+            )
+        ids: list[Ids | BackendError] = [np.asarray(prompt, np.int32) for prompt in prompts]
+
+        def job(ids: Ids, i: int) -> Job:
+            return self._job(ids, samplings[i], returning=False)
+
+        return [
+            done if isinstance(done, BackendError) else (tuple(done.tokens), self._completion(done))
+            for done in self._answer(lambda: ids, job)
+        ]
+
+    def forget(self) -> None:
+        """Drops all keys and values that are kept: the model's weights have changed."""
+        with self._lock:
+            if self.runner is not None and self.runner.slots is not None:
+                self.runner.slots.forget()
 
     def score(
         self, chats: Sequence[Sequence[Message]], targets: Sequence[str]
@@ -139,19 +222,40 @@ class HFBackend:
             BackendError: The backend is closed.
         """
         check_batch(chats, targets, "targets")
+        return [
+            done if isinstance(done, BackendError) else tuple(done.logprobs)
+            for done in self._judge(chats, targets)
+        ]
 
+    def confirm(
+        self, chats: Sequence[Sequence[Message]], targets: Sequence[str], max_tokens: int
+    ) -> list[Completion | None]:
+        """Returns the completions that are their targets; see `Confirmer`.
+
+        Raises:
+            ValueError: Not one target per chat, or an empty chat.
+            BackendError: The backend is closed.
+        """
+        check_batch(chats, targets, "targets")
+        return [
+            self._confirmed(done)
+            if isinstance(done, Job) and done.greedy and len(done.targets) <= max_tokens
+            else None
+            for done in self._judge(chats, targets)
+        ]
+
+    def _judge(
+        self, chats: Sequence[Sequence[Message]], targets: Sequence[str]
+    ) -> list[Job | BackendError]:
         def job(ids: Ids, i: int) -> Job | ContextOverflow:
             wanted = self._chats.encode_target(targets[i])
             size = len(ids) + len(wanted)
             if size > self._context:
                 return self._overflow(size)
             fed = np.concatenate([ids, np.asarray(wanted[:-1], np.int32)])
-            return Job(fed, size, targets=wanted)
+            return Job(fed, size, returning=len(chats[i]) > 2, targets=wanted)
 
-        return [
-            done if isinstance(done, BackendError) else tuple(done.logprobs)
-            for done in self._answer(chats, job)
-        ]
+        return self._answer(lambda: self._chats.encode(chats), job)
 
     def close(self) -> None:
         """Frees the model; calling it twice is fine."""
@@ -162,16 +266,21 @@ class HFBackend:
         """A backend is shared, never copied."""
         return self
 
+    def _job(self, ids: Ids, sampling: Sampling, *, returning: bool) -> Job:
+        draw = Draw(sampling.temperature, sampling.top_p, random.Random(sampling.seed))
+        end = min(len(ids) + sampling.max_tokens, self._context)
+        return Job(ids, end, draw, returning=returning)
+
     def _answer(
         self,
-        chats: Sequence[Sequence[Message]],
+        encode: Callable[[], Sequence[Ids | BackendError]],
         make: Callable[[Ids, int], Job | ContextOverflow],
     ) -> list[Job | BackendError]:
         with self._lock, torch.inference_mode():
             if self.runner is None:
                 raise BackendError(f"the backend of {self.name} is closed")
             answers: list[Job | BackendError] = []
-            for i, ids in enumerate(self._chats.encode(chats)):
+            for i, ids in enumerate(encode()):
                 if isinstance(ids, BackendError):
                     answers.append(ids)
                 elif len(ids) >= self._context:
@@ -180,7 +289,7 @@ class HFBackend:
                     answers.append(make(ids, i))
             jobs = [answer for answer in answers if isinstance(answer, Job)]
             self.runner.run(jobs)
-            self._count(len(chats), jobs)
+            self._count(len(answers), jobs)
         return answers
 
     def _overflow(self, tokens: int) -> ContextOverflow:
@@ -196,6 +305,17 @@ class HFBackend:
             job.finish or "length",
             tuple(job.logprobs),
             prompt_tokens=len(job.ids),
+            cached_tokens=job.cached,
+        )
+
+    def _confirmed(self, job: Job) -> Completion:
+        written = [token for token in job.targets if token not in self.stops]
+        fed = len(job.targets) - 1
+        return Completion(
+            self._chats.decode(written),
+            "stop",
+            tuple(job.logprobs),
+            prompt_tokens=len(job.ids) - fed,
             cached_tokens=job.cached,
         )
 

@@ -77,6 +77,13 @@ def _accept(job: Job, token: int, logprob: float, stops: frozenset[int]) -> None
         job.finish = "length"
 
 
+def _judge(job: Job, logits: torch.Tensor) -> None:
+    """Scores the targets of a job with the logits of its last positions."""
+    job.logprobs = _target_logprobs(logits, job.targets)
+    job.greedy = logits.argmax(-1).tolist() == list(job.targets)
+    job.finish = "stop"
+
+
 def _target_logprobs(logits: torch.Tensor, targets: Sequence[int]) -> list[float]:
     index = torch.tensor(targets, device=logits.device)[:, None]
     values: list[float] = logits.float().log_softmax(-1).gather(-1, index)[:, 0].tolist()
@@ -254,8 +261,7 @@ class SlotRunner:
         first = jobs[0].row
         for job in jobs:
             if job.targets:
-                job.logprobs = _target_logprobs(logits[job.row - first, -job.keep :], job.targets)
-                job.finish = "stop"
+                _judge(job, logits[job.row - first, -job.keep :])
         writers = [job for job in jobs if job.draw is not None]
         if writers:
             rows = [job.row - first for job in writers]
@@ -368,7 +374,7 @@ class RowRunner:
             cache = DynamicCache(config=self.model.config)
             logits = self._forward(job.ids.tolist(), cache)
             if job.draw is None:
-                job.logprobs = _target_logprobs(logits[-job.keep :], job.targets)
+                _judge(job, logits[-job.keep :])
                 continue
             while True:
                 tokens, logprobs = pick(logits[-1:], [job.draw])

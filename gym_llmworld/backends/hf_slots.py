@@ -40,6 +40,7 @@ class Job:
         cached: How many of ``ids`` were found in the cache.
         tokens: Generated, without the end-of-turn token.
         logprobs: Of the generated tokens, or of ``targets``.
+        greedy: Of ``targets``: each is the most probable token where it stands.
         finish: Why generation ended, None while it goes on.
     """
 
@@ -53,6 +54,7 @@ class Job:
     cached: int = 0
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    greedy: bool = False
     finish: Literal["stop", "length"] | None = None
 
     @property
