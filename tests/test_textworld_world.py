@@ -19,10 +19,13 @@ from gym_llmworld.real.textworld_facts import short_form
 from gym_llmworld.real.textworld_games import SPLITS
 from gym_llmworld.worlds.textworld import (
     FIXTURES,
+    SENTENCES,
     WORLD,
     engine_context,
     listing,
     nomap_context,
+    numbered_context,
+    numbered_nomap_context,
     place_of,
     printed_name,
 )
@@ -250,6 +253,7 @@ def test_the_engine_context_tells_what_must_be_known() -> None:
 @pytest.mark.parametrize("kind", SPECS)
 def test_the_engine_context_shows_rooms_as_they_look_at_first(kind: str) -> None:
     context = engine_context(scenario(kind))
+    assert SENTENCES.plain(numbered_context(scenario(kind))) == context
     first = scenario(kind).observation
     assert first[first.index("-= ") :].partition("\n\nYour score")[0] in context
     rooms = same = 0
@@ -292,6 +296,8 @@ def test_the_engine_context_keeps_what_shows_later() -> None:
 def test_contexts_stay_short(kind: str) -> None:
     assert len(engine_context(scenario(kind))) < 9000
     assert nomap_context(scenario(kind)) == scenario(kind).observation
+    told = SENTENCES.plain(numbered_nomap_context(scenario(kind)))
+    assert told == scenario(kind).observation
     for style in WORLD.contexts:
         chat = WORLD.protocol(style).encode(scenario(kind), [Step("look", "A room.")], "go east")
         assert [message.role for message in chat] == ["system", "user", "assistant", "user"]

@@ -68,13 +68,13 @@ def test_actions_say_where_they_are_taken_and_what_was_chosen() -> None:
         wording.write("click[b2]", item)
         == "item row 1 color row 1 black row 1 red row 1 Mug row 1 $1.5"
     )
-    assert wording.cue("click[buy now]") == " item, row 1"
+    assert wording.cue("click[buy now]") == " item, row 1, page 1"
     wording.write("click[red]", item)
     wording.write("click[black]", item)
-    assert wording.cue("click[Buy Now]") == " item, row 1, color: black"
-    assert wording.cue("click[reviews]") == " item, row 1"
+    assert wording.cue("click[Buy Now]") == " item, row 1, page 1, color: black"
+    assert wording.cue("click[reviews]") == " item, row 1, page 1"
     assert wording.write("click[reviews]", sub_page(WISH, ())) == "reviews row 1"
-    assert wording.cue("click[< prev]") == " reviews, row 1"
+    assert wording.cue("click[< prev]") == " reviews, row 1, page 1"
     assert wording.write("click[buy now]", sub_page(WISH, ())) == "reviews row 1"  # no such button
     wording.write("click[< prev]", item)
     bought = wording.write("click[buy now]", done_page("B2", '{"color": "black"}', 0.5))

@@ -43,6 +43,8 @@ CHAT_TEMPLATE = (
     f"{{%- if add_generation_prompt -%}}{{{{- '{ASSISTANT}' -}}}}{{%- endif -%}}"
 )
 
+# The numbers of `gym_llmworld.worlds.numbered` are names, too.
+_KEY = re.compile(r" #[0-9]{1,3}(?![0-9])")
 _NUMBERED = r" [a-z]+ [0-9]+(?![0-9A-Za-z])"
 # What is neither a name nor a phrase: words with their blank, pairs of digits, runs of the rest.
 _WORDS = r" ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+"
@@ -64,7 +66,7 @@ def mine_names(chats: Iterable[Chat], minimum: int = 5) -> list[str]:
     """Finds the names of things and places: what stands between verb and prepositions of actions.
 
     Args:
-        chats: System message, then actions (user) and observations (assistant) in turn.
+        chats: Of world models or of agents, see `training.data.Conversation`.
         minimum: In how many chats an action has to use a name, and a context or an observation to
             contain it; what an agent mistypes stays out.
 
@@ -75,12 +77,25 @@ def mine_names(chats: Iterable[Chat], minimum: int = 5) -> list[str]:
     asked: Counter[str] = Counter()
     documents = []
     for chat in chats:
-        asked.update({name for m in chat if m.role == "user" for name in _arguments(m.content)})
-        documents.append("\n".join(m.content for m in chat if m.role != "user"))
+        # Whoever learns to act says the actions, whoever plays the world hears them.
+        actor = "user" if chat[0].role == "system" else "assistant"
+        asked.update({name for m in chat if m.role == actor for name in _arguments(m.content)})
+        documents.append("\n".join(m.content for m in chat if m.role != actor))
     wanted = [name for name, n in asked.items() if n >= minimum]
     told = _documents_with(wanted, documents)
     names = {f" {name}" for name in wanted if told[name] >= minimum}
     return sorted(names | _numberings(names))
+
+
+def mine_keys(texts: Iterable[str], minimum: int = 20) -> list[str]:
+    """Finds the numbers of pieces of descriptions, such as ``" #3"``, sorted.
+
+    Args:
+        texts: Contexts, actions and observations.
+        minimum: How often a number has to occur.
+    """
+    counts = Counter(key for text in texts for key in _KEY.findall(text))
+    return sorted(key for key, n in counts.items() if n >= minimum)
 
 
 def _arguments(action: str) -> Iterator[str]:
@@ -149,7 +164,7 @@ def train_tokenizer(
     """Builds the tokenizer of a set of episodes.
 
     Args:
-        chats: System message, then actions (user) and observations (assistant) in turn.
+        chats: Of world models or of agents, see `training.data.Conversation`.
         merges: Size of the byte-level BPE part beyond the 256 bytes.
         minimum: How often a wording has to occur to become one token.
 
@@ -157,7 +172,7 @@ def train_tokenizer(
         A fast tokenizer with `CHAT_TEMPLATE`, `END` as end-of-sequence token and `PAD` for padding.
     """
     texts = [message.content for chat in chats for message in chat]
-    names = mine_names(chats)
+    names = [*mine_names(chats), *mine_keys(texts, minimum)]
     phrases = mine_phrases((text for chat in chats for text in _worded(chat)), names, minimum)
     pattern = "|".join(
         [_NUMBERED, *([_any_of([*names, *phrases])] if names or phrases else []), _WORDS]

@@ -18,6 +18,7 @@ _MODULES = {
     "frozenlake": "gym_llmworld.worlds.frozenlake",
     "sokoban": "gym_llmworld.worlds.sokoban",
     "sudoku": "gym_llmworld.worlds.sudoku",
+    "objectgames": "gym_llmworld.worlds.objects",
 }
 
 

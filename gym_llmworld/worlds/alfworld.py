@@ -1,11 +1,13 @@
 """ALFWorld: household tasks in text (Shridhar et al., ICLR 2021).
 
-Two prompt styles word the hidden state:
+Two prompt styles word the hidden state, one does without:
 
 * ``word2world``, byte for byte the context of the published checkpoints (Word2World, appendix A.4):
   receptacles and contents sorted as strings, always the article "a".
 * ``engine``, for the embedded models: the sentences that the engine itself will say, in its order,
   so that looking into a drawer is copying.
+* ``nocontents``, for the embedded models, without hidden context: the first observation. What lies
+  where has to be invented.
 """
 
 from __future__ import annotations
@@ -55,6 +57,11 @@ def engine_context(scenario: Scenario) -> str:
     return "\n".join([*lines, TASK_PREFIX + scenario.instruction])
 
 
+def nocontents_context(scenario: Scenario) -> str:
+    """Words a scenario without hidden context: the first observation, which ends with the task."""
+    return scenario.observation
+
+
 def _word2world_line(receptacle: Mapping[str, Any]) -> str | None:
     name, openable = receptacle["name"], receptacle["openable"]
     contents = ", ".join(f"a {item}" for item in sorted(receptacle["contents"]))
@@ -95,7 +102,11 @@ WORLD = World(
     key="alfworld",
     title="ALFWorld",
     rejection="Nothing happens.",
-    contexts={"engine": engine_context, "word2world": word2world_context},
+    contexts={
+        "engine": engine_context,
+        "nocontents": nocontents_context,
+        "word2world": word2world_context,
+    },
     agents=ALFWORLD_AGENTS,
     real_entry_point="gym_llmworld.real.alfworld_env:AlfworldEnv",
     real_policies={"handcoded": "gym_llmworld.real.alfworld_expert:HandcodedPolicy"},

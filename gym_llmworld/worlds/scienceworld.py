@@ -1,23 +1,31 @@
 """ScienceWorld: primary-school science in a text world (Wang et al., EMNLP 2022).
 
-Two prompt styles word the hidden state:
+Prompt styles that word the hidden state:
 
 * ``word2world``, byte for byte the context of the published checkpoints (Word2World, appendix A.4).
   What it says of the rooms follows from how a scenario was built: see ``compat`` of
   ``gym_llmworld.real.scienceworld_scenarios.game_scenario``.
 * ``engine``, for the embedded models: what looking around will show in each room, word for word,
   what closed containers hold, and the goals; without what a model of the world has no use for.
+* ``numbered``: the same with numbered lines, see `gym_llmworld.worlds.numbered`. The embedded model
+  does not know it yet.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from gym_llmworld.core import Scenario
 from gym_llmworld.worlds.base import World
+from gym_llmworld.worlds.numbered import NumberedWording, Pieces, number_all
 from gym_llmworld.worlds.scienceworld_agents import SCIENCEWORLD_AGENTS
 
+_DESCRIBED = re.compile(
+    r"^This (?:room|outside location) is called the (.+?)\. (?:In it,|Here) you see", re.MULTILINE
+)
+_MOVED = re.compile(r"You (?:move|teleport) to the ([\w ]+)\.")
 _GOAL = re.compile(r"\d+\t(?:true|false)\t\s*\S+\t(.*)")
 _OPTIONAL = "Unordered and Optional Subgoals:"
 
@@ -28,6 +36,15 @@ _LIST_END = re.compile(r"\.[. ]*(?=[,)\n]|$)")
 _QUALIFIER = re.compile(r"(?:which|currently) ")
 # Things lie in things in things; deeper nesting is a model's stutter, and left as it is.
 _MAX_DEPTH = 20
+
+
+LINES = Pieces(head=_DESCRIBED, joint="\n\t", begins=re.compile(r"\n\t?"))
+
+
+def place_of(observation: str) -> str | None:
+    """Returns where the agent is, in lower case; None when the observation does not say."""
+    match = _MOVED.match(observation)
+    return match[1].lower() if match else LINES.described(observation)
 
 
 def engine_text(text: str) -> str:
@@ -57,6 +74,41 @@ def engine_context(scenario: Scenario) -> str:
 
 def _block(title: str, lines: Sequence[str]) -> str:
     return "\n\t".join([title, *lines]) if lines else ""
+
+
+def numbered_context(scenario: Scenario) -> str:
+    """Words a scenario as `engine_context` does, with numbers in what the rooms show.
+
+    What closed containers hold follows the look of their room, as further lines of it.
+    """
+    hidden, shown = scenario.hidden, scenario.observation
+    goals = _GOAL.findall(hidden["goal"].partition(_OPTIONAL)[0])
+    first = _DESCRIBED.search(shown)
+    task = shown[: first.start()] if first else f"{shown}\n"
+    # The room where the agent is comes last, as in the first observation.
+    rooms = number_all(LINES, first_looks(scenario))
+    parts = [
+        *rooms[:-1],
+        engine_text(hidden["inventory"]),
+        _block("Goals:", goals),
+        task + rooms[-1],
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def first_looks(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    """Yields of each room its name and what looking around shows at first.
+
+    Behind it stand, as further lines, what its closed containers show when they are open. The room
+    where the agent is comes last.
+    """
+    here = place_of(scenario.observation)
+    rooms = scenario.hidden.get("rooms", ())
+    for room in sorted(rooms, key=lambda room: LINES.described(room["look"]) == here):
+        place = LINES.described(room["look"])
+        if place is not None:
+            lines = [engine_text(line) for line in room["opened"]]
+            yield place, "\n\t".join([engine_text(room["look"]), *lines])
 
 
 def word2world_context(scenario: Scenario) -> str:
@@ -139,7 +191,14 @@ WORLD = World(
     key="scienceworld",
     title="SciWorld",
     rejection="No known action matches that input.",
-    contexts={"engine": engine_context, "word2world": word2world_context},
+    contexts={
+        "engine": engine_context,
+        "numbered": numbered_context,
+        "word2world": word2world_context,
+    },
+    wordings={
+        "numbered": partial(NumberedWording, place=place_of, pieces=LINES, known=first_looks)
+    },
     agents=SCIENCEWORLD_AGENTS,
     real_entry_point="gym_llmworld.real.scienceworld_env:ScienceWorldEnv",
     games_module="gym_llmworld.real.scienceworld_scenarios",

@@ -1,11 +1,13 @@
 """TextWorld: interactive fiction of rooms, doors and things (Cote et al., 2018).
 
-Three prompt styles:
+Prompt styles:
 
 * ``engine``, for the embedded models, with hidden context: every room's description with its
   variants, what lies where in the engine's words and order, and what wins or loses, so that going
   somewhere or opening something is copying.
 * ``nomap``, for the embedded models, without: the first observation, as the player sees it.
+* ``numbered`` and ``numbered_nomap``: the same with numbered sentences, see
+  `gym_llmworld.worlds.numbered`. The embedded model does not know them yet.
 * ``word2world``, byte for byte the context of the published checkpoints (Word2World, appendix A.4):
   the first observation with the interpreter's banner and status line, and the admissible commands.
 """
@@ -20,6 +22,7 @@ from typing import Any
 from gym_llmworld.core import Scenario
 from gym_llmworld.protocol import Placed
 from gym_llmworld.worlds.base import World
+from gym_llmworld.worlds.numbered import NumberedWording, Pieces, number_all
 from gym_llmworld.worlds.textworld_agents import TEXTWORLD_AGENTS
 
 FIXTURES = frozenset({"c", "s", "oven", "stove", "toaster"})
@@ -74,18 +77,28 @@ def _with_article(name: str) -> str:
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
+def numbered_context(scenario: Scenario) -> str:
+    """Words a scenario as `engine_context` does, with numbers in the rooms' first looks."""
+    return _context(scenario, number_all(SENTENCES, first_looks(scenario)))
+
+
 def engine_context(scenario: Scenario) -> str:
     """Words a scenario for the embedded models: map, rooms, doors, things, what counts, the quest.
 
     A room stands as it shows at first, so that going there is copying; below it, what can take the
     place of its sentences, and what its containers hold. Of the map there is one line for each way.
     """
+    return _context(scenario, [look for _, look in first_looks(scenario)])
+
+
+def _context(scenario: Scenario, looks: Sequence[str]) -> str:
     hidden = scenario.hidden
     states = _states(hidden)
     carried = [t for t in hidden["things"] if t["where"] == ["in", "I"]]
+    rooms = [(room, hidden["things"], states) for room in hidden["rooms"]]
     blocks = [
         "\n".join(way for room in hidden["rooms"] for way in _ways(room)),
-        *("\n".join(_room_lines(room, hidden["things"], states)) for room in hidden["rooms"]),
+        *("\n".join((look, *_room_lines(*room))) for look, room in zip(looks, rooms, strict=True)),
         "\n".join(_belongings(hidden, carried, states)),
         "\n".join(_endings(hidden["quests"])),
         f"You are in the {hidden['player']}. {scenario.instruction}".strip(),
@@ -104,6 +117,14 @@ def place_of(observation: str) -> str | None:
     """Returns the room whose title an observation shows, in lower case; None without a title."""
     titles = _TITLE.findall(observation)
     return titles[-1].lower() if titles else None
+
+
+SENTENCES = Pieces(
+    head=_TITLE,
+    joint=" ",
+    begins=re.compile(r"(?<=[.!?]) (?=\S)|\n+"),
+    tail=re.compile(r"\n+(?:Your score has |\*\*\* )"),
+)
 
 
 def is_lost(observation: str) -> bool:
@@ -125,23 +146,44 @@ def _held(holder: Thing, things: Sequence[Thing]) -> list[Thing]:
     return [thing for thing in things if thing["where"] and thing["where"][1] == holder["name"]]
 
 
-def _room_lines(
+def first_looks(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    """Yields of each room its name, in lower case, and what looking around shows at first."""
+    hidden = scenario.hidden
+    if "rooms" in hidden:
+        states = _states(hidden)
+        for room in hidden["rooms"]:
+            yield room["name"].lower(), _look(room, hidden["things"], states)[0]
+
+
+def _look(
     room: Mapping[str, Any], things: Sequence[Thing], states: Mapping[str, str]
-) -> Iterator[str]:
-    yield f"-= {room['name'].title()} =-"
+) -> tuple[str, list[str]]:
+    """Returns what a room shows at first, and what can take the place of its sentences."""
     others: list[str] = []
     held = {thing["name"]: listing(_held(thing, things)) for thing in things}
     text = _VARIANTS.sub(lambda match: _shown(match[1], "", states, others), room["text"])
-    yield _SLOT.sub(lambda match: held.get(match[1], match[0]), text).strip()
-    here = [thing for thing in things if thing["where"] == ["at", room["name"]]]
-    floor = [thing for thing in here if thing["type"] not in FIXTURES]
+    lines = [f"-= {room['name'].title()} =-"]
+    lines.append(_SLOT.sub(lambda match: held.get(match[1], match[0]), text).strip())
+    floor = [thing for thing in _here(room, things) if thing["type"] not in FIXTURES]
     if floor:
-        yield f"\nThere is {listing(floor)} on the floor."
-    yield from others
-    for holder in here:
+        lines.append(f"\nThere is {listing(floor)} on the floor.")
+    return "\n".join(lines), others
+
+
+def _here(room: Mapping[str, Any], things: Sequence[Thing]) -> list[Thing]:
+    return [thing for thing in things if thing["where"] == ["at", room["name"]]]
+
+
+def _room_lines(
+    room: Mapping[str, Any], things: Sequence[Thing], states: Mapping[str, str]
+) -> Iterator[str]:
+    """Yields what stands below a room's first look."""
+    yield from _look(room, things, states)[1]
+    for holder in _here(room, things):
         if holder["type"] in FIXTURES:
             locks = [state for state in holder["states"] if state in _LOCK_STATES]
-            yield f"{', '.join([holder['name'], *locks])}: {held[holder['name']]}"
+            contents = listing(_held(holder, things))
+            yield f"{', '.join([holder['name'], *locks])}: {contents}"
 
 
 def _shown(variants: str, noun: str, states: Mapping[str, str], others: list[str]) -> str:
@@ -211,6 +253,19 @@ def nomap_context(scenario: Scenario) -> str:
     return scenario.observation
 
 
+def numbered_nomap_context(scenario: Scenario) -> str:
+    """Words a scenario without hidden context: the first observation, with numbers."""
+    numbered = number_all(SENTENCES, first_observation(scenario))
+    return numbered[0] if numbered else scenario.observation
+
+
+def first_observation(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    """Yields the first room's name, in lower case, and the first observation."""
+    place = place_of(scenario.observation)
+    if place is not None:
+        yield place, scenario.observation
+
+
 def word2world_context(scenario: Scenario) -> str:
     """Words a scenario as Word2World's TextWorld checkpoints were trained to read it.
 
@@ -227,10 +282,18 @@ WORLD = World(
     contexts={
         "engine": engine_context,
         "nomap": nomap_context,
+        "numbered": numbered_context,
+        "numbered_nomap": numbered_nomap_context,
         "word2world": word2world_context,
     },
     ends=is_lost,
-    wordings=dict.fromkeys(("engine", "nomap"), partial(Placed, place=place_of)),
+    wordings={
+        **dict.fromkeys(("engine", "nomap"), partial(Placed, place=place_of)),
+        "numbered": partial(NumberedWording, place=place_of, pieces=SENTENCES, known=first_looks),
+        "numbered_nomap": partial(
+            NumberedWording, place=place_of, pieces=SENTENCES, known=first_observation
+        ),
+    },
     agents=TEXTWORLD_AGENTS,
     real_entry_point="gym_llmworld.real.textworld_env:TextWorldEnv",
     games_module="gym_llmworld.real.textworld_scenarios",

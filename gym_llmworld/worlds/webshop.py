@@ -65,6 +65,7 @@ WORLD = World(
     agents=WEBSHOP_AGENTS,
     real_entry_point="gym_llmworld.real.webshop_env:WebShopEnv",
     games_module="gym_llmworld.real.webshop_scenarios",
+    embedded=True,
     extra="webshop",
     splits=("train", "valid", "test"),
     max_episode_steps=20,

@@ -43,7 +43,7 @@ _RESULTS = re.compile(r"page (\d+) of (\d+) results((?: row \d+ .+)?)")
 _ITEM = re.compile(r"item( row \d+ .+)")
 _SUB = re.compile(r"(?:description|features|reviews) row \d+(?: (.+))?")
 _NEXT_CELL = re.compile(r" row \d+ / row \d+ ")
-_SENTENCE = re.compile(r"\. row \d+ ")
+_SENTENCE = re.compile(r"([.:]) row \d+ ")
 _BOUGHT = re.compile(
     rf"bought row \d+ (\S+?)((?:, [^,:]+: [^,]+)*) row \d+ (?:{'|'.join(_COUNTS)}) (\S+)"
 )
@@ -77,7 +77,9 @@ def word_item(k: int, cells: Sequence[str], title: str, price: str) -> str:
 
 def word_sub(kind: str, k: int, content: Sequence[str]) -> str:
     """Words a description, features or reviews."""
-    told = f"{row(k)}/{row(k)}".join(content).replace(", ", row(k)).replace(". ", f".{row(k)}")
+    told = f"{row(k)}/{row(k)}".join(content).replace(", ", row(k))
+    for end in (".", ":"):
+        told = told.replace(f"{end} ", f"{end}{row(k)}")
     return f"{kind} row {k} {told}".rstrip()
 
 
@@ -102,7 +104,7 @@ class ShopWording:
             self._row_of(product["asin"])
             self._option_names.update(name for name, _ in product["options"])
         self._page, self._kind = Page("index", scenario.instruction), "item"
-        self._row = 0
+        self._row = self._number = 0
         self._chosen: dict[str, str] = {}
 
     def cue(self, action: str) -> str:
@@ -112,7 +114,7 @@ class ShopWording:
             return f" page {self._page.number}" + (f", row {known}" if known else "")
         if self._page.kind in ("item", "sub"):
             chosen = _listed(self._chosen) if _argument(action) == BUY.lower() else ""
-            return f" {self._kind}, row {self._row}{chosen}"
+            return f" {self._kind}, row {self._row}, page {self._number}{chosen}"
         return f" {HOME}"
 
     def write(self, action: str, observation: str) -> str:
@@ -178,7 +180,9 @@ class ShopWording:
             name = self._option_of(argument)
             if name is not None:
                 self._chosen[name] = argument
-        if page.kind == "sub" and argument in _SUB_KINDS:
+        if page.kind == "results":
+            self._number = page.number
+        elif page.kind == "sub" and argument in _SUB_KINDS:
             self._kind = argument
         elif page.kind == "item":
             self._kind = "item"
@@ -200,7 +204,7 @@ class ShopWording:
 
 
 def _plain(cell: str) -> str:
-    return _ROW.sub(", ", _SENTENCE.sub(". ", cell))
+    return _ROW.sub(", ", _SENTENCE.sub(r"\1 ", cell))
 
 
 def _argument(action: str) -> str:
