@@ -56,6 +56,71 @@ def overrule(agent: Agent, action: str) -> None:
         agent.overruled(action)
 
 
+class Policy(Protocol):
+    """What agents of several episodes share, such as a language model."""
+
+    def act(self, agents: Sequence[Any], observations: Sequence[str]) -> list[str]:
+        """Chooses the next command of each agent, in one batch.
+
+        Args:
+            agents: ``B`` agents of this policy, each in an episode of its own.
+            observations: ``B`` observations, as `Agent.act` gets them.
+        """
+        ...
+
+
+@runtime_checkable
+class PolicyAgent(Protocol):
+    """An agent that is better asked together with others of the same policy.
+
+    Attributes:
+        policy: Answers them all in one call.
+    """
+
+    policy: Policy
+
+
+@runtime_checkable
+class Stoppable(Protocol):
+    """An agent that may be unable to go on, such as a model whose context is full.
+
+    Attributes:
+        stopped: Why; None while it can act. Afterwards its commands are empty.
+    """
+
+    stopped: str | None
+
+
+def has_stopped(agent: Agent) -> bool:
+    """Whether an agent cannot go on: the step of its last command is to be the episode's last."""
+    return isinstance(agent, Stoppable) and agent.stopped is not None
+
+
+def act_together(
+    agents: Sequence[Agent], observations: Sequence[str], infos: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Asks ``B`` agents for their next commands; those of one policy in one call.
+
+    Args:
+        agents: Each in an episode of its own.
+        observations: One per agent, see `Agent.act`.
+        infos: One per agent; policies choose without them.
+    """
+    actions = [""] * len(agents)
+    groups: dict[int, list[int]] = {}
+    for i, agent in enumerate(agents):
+        if isinstance(agent, PolicyAgent):
+            groups.setdefault(id(agent.policy), []).append(i)
+        else:
+            actions[i] = agent.act(observations[i], infos[i])
+    for members in groups.values():
+        policy: Policy = agents[members[0]].policy  # type: ignore[attr-defined]
+        chosen = policy.act([agents[i] for i in members], [observations[i] for i in members])
+        for i, action in zip(members, chosen, strict=True):
+            actions[i] = action
+    return actions
+
+
 def derive_seeds(seed: int, count: int) -> list[int]:
     """Derives independent seeds, so that parts of an agent do not share a random stream."""
     return [int(s) for s in np.random.SeedSequence(seed).generate_state(count)]

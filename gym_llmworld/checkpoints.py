@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from gym_llmworld.errors import CheckpointError
+from gym_llmworld.policy_prompt import BARE, REACT
 from gym_llmworld.scenarios import data_folder
 
 CARD_FILE = "llmworld.json"
 PUBLISHED_STYLE = "word2world"
 """Prompt style of a checkpoint without ``llmworld.json``: the one of the published models."""
+AGENT = "agent"
+"""``role`` in the ``llmworld.json`` of a model that acts; those of world models have none."""
 
 
 def embedded_model(world: str) -> str:
@@ -55,9 +58,15 @@ def checkpoint_style(model: str, world: str) -> str:
     """Returns the prompt style that a checkpoint was trained on for a world.
 
     Raises:
-        CheckpointError: It was trained on several worlds in styles of their own, and not on this.
+        CheckpointError: It was trained on several worlds in styles of their own, and not on this;
+            or it is an agent.
     """
-    style = read_card(model).get("prompt_style", PUBLISHED_STYLE)
+    card = read_card(model)
+    if card.get("role") == AGENT:
+        raise CheckpointError(
+            f"{model} is an agent, not a world model: let it act with --agents llm:{model}"
+        )
+    style = card.get("prompt_style", PUBLISHED_STYLE)
     if not isinstance(style, Mapping):
         return str(style)
     if world not in style:
@@ -66,3 +75,22 @@ def checkpoint_style(model: str, world: str) -> str:
             "prompt_style= to use it there all the same"
         )
     return str(style[world])
+
+
+def agent_style(model: str) -> str:
+    """Returns how a checkpoint was trained to act, see `gym_llmworld.policy_prompt`.
+
+    A model that says nothing of itself is somebody else's, and is asked as Word2World asks.
+
+    Raises:
+        CheckpointError: It is a world model.
+    """
+    card = read_card(model)
+    if not card:
+        return REACT
+    if card.get("role") != AGENT:
+        raise CheckpointError(
+            f"{model} is a world model, not an agent; make one of it with: python -m training.sft "
+            f"--role agent --model {model}"
+        )
+    return str(card.get("agent_style", BARE))

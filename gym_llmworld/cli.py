@@ -15,6 +15,8 @@ import typer
 
 from gym_llmworld import cli_anchor, cli_calibrate, cli_data, cli_serve, cli_verify
 from gym_llmworld.cli_options import (
+    AgentStyle,
+    AgentTemperature,
     BackendName,
     EnvId,
     Games,
@@ -48,6 +50,8 @@ EPILOG = """
 `llmworld evaluate LLMWorld-ALFWorld-v0 --episodes real.jsonl --json em.json`
 
 `llmworld compare LLMWorld-ALFWorld-v0 --games games --agents expert,noisy --html cr.html`
+
+`llmworld compare LLMWorld-ALFWorld-v0 --agents llm:runs/agent --attempts 4` — a model that acts
 
 `llmworld calibrate LLMWorld-ALFWorld-v0 --data real.jsonl` — how sure it is, how sure it should be
 
@@ -92,7 +96,7 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many episodes.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Conversations per model call.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Conversations per model call.")] = 16,
     json_file: JsonFile = None,
     html_file: HtmlFile = None,
 ) -> None:
@@ -127,8 +131,16 @@ def evaluate(
 def compare(
     env_id: EnvId,
     games: Games = None,
-    agents: Annotated[str, typer.Option(help="Separated by commas.")] = "expert,noisy,random",
+    agents: Annotated[
+        str,
+        typer.Option(help="Separated by commas; llm:MODEL is a language model that acts."),
+    ] = "expert,noisy,random",
     episodes: Annotated[int, typer.Option(min=1, help="How many games.")] = 40,
+    attempts: Annotated[
+        int, typer.Option(min=1, help="Times that each game is played, for pass@k.")
+    ] = 1,
+    agent_style: AgentStyle = None,
+    agent_temperature: AgentTemperature = None,
     seed: Seed = 0,
     split: Split = None,
     model: ModelName = None,
@@ -142,16 +154,24 @@ def compare(
     """Play the same games imagined and real: does success carry over.
 
     Real: success in the real world. WM: success that the model claims. W2R: the imagined actions,
-    replayed for real. CR = W2R / Real. Claimed, not real: imagined success without W2R.
+    replayed for real. CR = W2R / Real. Claimed, not real: imagined success without W2R. With
+    several attempts, pass@k: the chance to solve a game at least once in k of them.
 
-    Example: `llmworld compare LLMWorld-ALFWorld-v0 --agents expert,noisy --episodes 40 --seed 1
-    --json cr.json --html cr.html`
+    Examples: `llmworld compare LLMWorld-ALFWorld-v0 --agents expert,noisy --episodes 40 --seed 1
+    --json cr.json --html cr.html`, the same with `--agents llm:runs/agent --attempts 4`
     """
     from gym_llmworld.cli_compare import publish, run_compare
-    from gym_llmworld.cli_worlds import ModelChoice, agent_makers, held_out, world_of
+    from gym_llmworld.cli_worlds import (
+        LLMOptions,
+        ModelChoice,
+        agent_makers,
+        held_out,
+        world_of,
+    )
 
     world = world_of(env_id)
-    makers = agent_makers(world, agents)
+    llm = LLMOptions.of(agent_style, agent_temperature, again=attempts > 1)
+    makers = agent_makers(world, agents, llm=llm)
     scenarios = held_out(world, games, split, episodes, seed)
     if len(scenarios) < episodes:
         say(f"There are only {len(scenarios)} such games; playing each once.", "yellow")
@@ -165,6 +185,7 @@ def compare(
         games=games,
         num_envs=num_envs,
         max_steps=max_steps,
+        attempts=attempts,
     )
     publish(
         result,
@@ -180,7 +201,8 @@ def compare(
 def play(
     env_id: EnvId,
     agent: Annotated[
-        str | None, typer.Option(help="Watch this agent instead.", show_default=False)
+        str | None,
+        typer.Option(help="Watch this agent, or llm:MODEL, instead.", show_default=False),
     ] = None,
     real: Annotated[bool, typer.Option("--real", help="Play the real twin.")] = False,
     scenario: Annotated[
@@ -194,6 +216,8 @@ def play(
     backend: BackendName = "auto",
     prompt_style: PromptStyle = None,
     max_steps: MaxSteps = None,
+    agent_style: AgentStyle = None,
+    agent_temperature: AgentTemperature = None,
 ) -> None:
     """Act in an imagined world, or watch an agent act, turn by turn.
 
@@ -203,7 +227,14 @@ def play(
     import gymnasium as gym
 
     from gym_llmworld.cli_play import Console, read_line, watch
-    from gym_llmworld.cli_worlds import ModelChoice, agent_maker, held_out, scenario_of, world_of
+    from gym_llmworld.cli_worlds import (
+        LLMOptions,
+        ModelChoice,
+        agent_maker,
+        held_out,
+        scenario_of,
+        world_of,
+    )
     from gym_llmworld.comparison import step_limits
 
     world = world_of(env_id)
@@ -211,7 +242,8 @@ def play(
         start = scenario_of(world, games, scenario)
     else:
         [start] = held_out(world, games, split, 1, seed)
-    maker = None if agent is None else agent_maker(world, agent)
+    llm = LLMOptions.of(agent_style, agent_temperature, again=False)
+    maker = None if agent is None else agent_maker(world, agent, llm=llm)
     # A scenario says all that the real twin needs.
     choice = ModelChoice(model, backend, prompt_style)
     options = {} if real else choice.options(games, [start])

@@ -13,11 +13,11 @@ from gym_llmworld import report
 from gym_llmworld.agents import Agent
 from gym_llmworld.cli_output import console, progress_bar, say, write_json
 from gym_llmworld.cli_play import watch
-from gym_llmworld.cli_tables import comparison_table, evaluation_table
+from gym_llmworld.cli_tables import comparison_table, evaluation_table, pass_table
 from gym_llmworld.cli_worlds import ModelChoice, agent_makers, held_out
 from gym_llmworld.comparison import Comparison, Trial, compare, step_limits
 from gym_llmworld.core import Episode, Scenario, Step
-from gym_llmworld.evaluation import evaluate_episodes
+from gym_llmworld.evaluation import BATCH_SIZE, evaluate_episodes
 from gym_llmworld.protocol import SUCCESS_MARKER
 from gym_llmworld.worlds import World
 
@@ -78,6 +78,7 @@ def run_compare(
     games: str | None,
     num_envs: int = 16,
     max_steps: int | None = None,
+    attempts: int = 1,
 ) -> Comparison:
     """Compares with a progress bar; without ``max_steps`` every game can be solved in time."""
     _say_doubt(world, model)
@@ -90,6 +91,7 @@ def run_compare(
             seed=seed,
             num_envs=num_envs,
             max_steps=max_steps or step_limits(scenarios, world.max_episode_steps),
+            attempts=attempts,
             rejection=world.rejection,
             imagined_options=model.options(games, scenarios),
             progress=progress,
@@ -109,6 +111,8 @@ def publish(
     """Prints the tables and writes the files."""
     data = comparison.to_json(model=model, prompt_style=prompt_style)
     console.print(comparison_table(data))
+    if data["attempts"] > 1:
+        console.print(pass_table(data))
     if evaluation is not None:
         console.print(evaluation_table(evaluation))
     if json_file is not None:
@@ -177,7 +181,7 @@ def _say_doubt(world: World, model: ModelChoice) -> None:
 
 
 def run_evaluate(
-    world: World, model: ModelChoice, episodes: Sequence[Episode], *, batch_size: int = 64
+    world: World, model: ModelChoice, episodes: Sequence[Episode], *, batch_size: int = BATCH_SIZE
 ) -> dict[str, Any]:
     """Predicts the turns of real episodes, with a progress bar; returns the report."""
     _say_doubt(world, model)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gym_llmworld.cli_options import Games, Seed, WorldKey
+from gym_llmworld.cli_options import AgentStyle, AgentTemperature, Games, Seed, WorldKey
 from gym_llmworld.cli_output import console, progress_bar, say
 
 INSTRUCTION_WIDTH = 100
@@ -79,10 +79,13 @@ def collect(
     games: Games = None,
     split: OneSplit = None,
     policy: Annotated[
-        str, typer.Option(help="Agent, or a mixture such as 'expert:1,noisy:3'.")
+        str,
+        typer.Option(help="Agent, llm:MODEL, or a mixture such as 'expert:1,noisy:3'."),
     ] = "noisy",
     seed: Seed = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 plays in this one.")] = 1,
+    agent_style: AgentStyle = None,
+    agent_temperature: AgentTemperature = None,
     repeats: Annotated[
         int, typer.Option(min=1, help="Episodes in a row from one game, which then loads once.")
     ] = 1,
@@ -100,7 +103,7 @@ def collect(
     """
     from gym_llmworld import collection
     from gym_llmworld.cli_tables import collection_table
-    from gym_llmworld.cli_worlds import agent_makers, games_of
+    from gym_llmworld.cli_worlds import LLMOptions, agent_makers, games_of
     from gym_llmworld.worlds import get_world
 
     world = get_world(world_key)
@@ -111,7 +114,12 @@ def collect(
             world.real_id,
             mixture,
             games_of(world, games, split),
-            policies=agent_makers(world, ",".join(mixture), real=True),
+            policies=agent_makers(
+                world,
+                ",".join(mixture),
+                real=True,
+                llm=LLMOptions.of(agent_style, agent_temperature, again=True),
+            ),
             repeats=repeats,
             episodes=episodes,
             out=out,

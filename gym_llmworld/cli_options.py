@@ -53,3 +53,20 @@ JsonFile = Annotated[
 HtmlFile = Annotated[
     Path | None, typer.Option("--html", help="Write the report here.", show_default=False)
 ]
+AgentStyle = Annotated[
+    str | None,
+    typer.Option(
+        help="How llm: agents are asked, bare (the action) or react (thought and action). Default: "
+        "as the model's llmworld.json says, react without one.",
+        show_default=False,
+    ),
+]
+AgentTemperature = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Of the answers of llm: agents. Default: 0, greedy; 1 where they play a game again "
+        "and again.",
+        show_default=False,
+    ),
+]

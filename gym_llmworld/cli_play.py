@@ -8,7 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from gym_llmworld.agents import Agent
+from gym_llmworld.agents import Agent, has_stopped
 from gym_llmworld.cli_output import console, say
 from gym_llmworld.core import Scenario
 from gym_llmworld.env import WorldModelEnv
@@ -60,6 +60,9 @@ def watch(
         say(f"\n> {action}", "bold cyan")
         observation, reward, terminated, truncated, info = env.step(action)
         say(observation)
+        if not terminated and has_stopped(agent):
+            say("the agent stopped: its own context is full", "yellow")
+            truncated = True
         if terminated or truncated:
             return _ending(step, info, solved=terminated and float(reward) > 0)
     return _ending(max_steps, info, solved=False)

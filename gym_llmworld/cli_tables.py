@@ -10,7 +10,15 @@ from rich.text import Text
 
 from gym_llmworld.collection import Tally
 from gym_llmworld.doctor import Finding
-from gym_llmworld.report import COMPARISON_LABELS, agent_rows, em_rows, limits_text, number
+from gym_llmworld.report import (
+    COMPARISON_LABELS,
+    agent_rows,
+    em_rows,
+    limits_text,
+    number,
+    pass_figures,
+    pass_labels,
+)
 
 _FINDING_STYLES = {"ok": "green", "optional": "dim", "missing": "bold red", "broken": "bold red"}
 
@@ -34,6 +42,18 @@ def comparison_table(data: Mapping[str, Any]) -> Table:
     unanswered = sum(row["unanswered"] for row in data["agents"].values())
     if unanswered:
         table.caption += f"; {unanswered} imagined episodes ended without a usable answer"
+    stopped = sum(row["stopped"] for row in data["agents"].values())
+    if stopped:
+        table.caption += f"; {stopped} because the agent's context was full"
+    return table
+
+
+def pass_table(data: Mapping[str, Any]) -> Table:
+    """Returns the pass@k table of a ``llmworld compare`` report with several attempts."""
+    title = f"Solved at least once in {data['attempts']} attempts"
+    table = _table(title, "agent", *pass_labels(data), "games")
+    for name, row in data["agents"].items():
+        table.add_row(name, *pass_figures(data, row), str(row["n"] // data["attempts"]))
     return table
 
 

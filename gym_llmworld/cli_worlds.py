@@ -13,18 +13,23 @@ import gymnasium as gym
 import numpy as np
 
 from gym_llmworld.agents import Agent
-from gym_llmworld.backends import load_backend
+from gym_llmworld.backends import BackendConfig, load_backend
 from gym_llmworld.backends.base import Backend
-from gym_llmworld.checkpoints import checkpoint_style, embedded_model, read_card
+from gym_llmworld.checkpoints import agent_style, checkpoint_style, embedded_model, read_card
 from gym_llmworld.collection import resolve
 from gym_llmworld.core import Episode, Scenario
 from gym_llmworld.errors import DataError, ScenarioError
+from gym_llmworld.llm_agent import LLMAgentMaker
+from gym_llmworld.policy_prompt import PolicyPrompt
 from gym_llmworld.protocol import Protocol
 from gym_llmworld.scenarios import ScenarioStore
 from gym_llmworld.worlds import World, get_world, world_keys
 
 EMBEDDED = "embedded"
 """What reports call the model that ships with the package."""
+
+LLM = "llm:"
+"""What stands before the model of an agent that is one."""
 
 SCENARIOS_FILE = "scenarios.jsonl"
 
@@ -144,28 +149,70 @@ def held_out(
     return [pool[i] for i in order[:count]]
 
 
-def agent_makers(world: World, names: str, *, real: bool = False) -> dict[str, Callable[[], Agent]]:
-    """Reads a list of agents such as ``"expert,noisy"``, see `agent_maker`."""
-    return {name: agent_maker(world, name, real=real) for name in map(str.strip, names.split(","))}
+@dataclass(frozen=True)
+class LLMOptions:
+    """How agents that are language models act.
+
+    Attributes:
+        style: How they are asked; None for what the checkpoint says.
+        temperature: Of their answers; 0 is greedy.
+    """
+
+    style: str | None = None
+    temperature: float = 0.0
+
+    @classmethod
+    def of(cls, style: str | None, temperature: float | None, *, again: bool) -> LLMOptions:
+        """Chooses a temperature where none is given: 1 where games are played ``again``, else 0."""
+        return cls(style, float(again) if temperature is None else temperature)
 
 
-def agent_maker(world: World, name: str, *, real: bool = False) -> Callable[[], Agent]:
+def agent_makers(
+    world: World, names: str, *, real: bool = False, llm: LLMOptions | None = None
+) -> dict[str, Callable[[], Agent]]:
+    """Reads a list of agents such as ``"expert,llm:runs/agent"``, see `agent_maker`."""
+    return {
+        name: agent_maker(world, name, real=real, llm=llm)
+        for name in map(str.strip, names.split(","))
+    }
+
+
+def agent_maker(
+    world: World, name: str, *, real: bool = False, llm: LLMOptions | None = None
+) -> Callable[[], Agent]:
     """Returns a maker of fresh agents; it can be pickled.
 
     Args:
         world: Whose agents.
-        name: One of ``world.agents``.
+        name: One of ``world.agents``, or ``llm:MODEL``: a checkpoint folder, hub id, server URL or
+            script that acts.
         real: Allow ``world.real_policies``, too.
+        llm: How a model acts; None for greedy answers, in the style that its checkpoint says.
 
     Raises:
         ScenarioError: The world has no agent of this name.
+        CheckpointError: The model is no agent.
+        ValueError: There is no such style.
     """
+    if name.startswith(LLM):
+        return _llm_maker(world, name, llm or LLMOptions())
     known = [*world.agents, *(world.real_policies if real else ())]
     if name not in known:
         raise ScenarioError(
-            f"{world.title} has no agent {name!r}; expected one of {', '.join(known)}"
+            f"{world.title} has no agent {name!r}; expected one of {', '.join(known)}, or llm:MODEL"
         )
     return functools.partial(make_agent, world.key, name)
+
+
+def _llm_maker(world: World, name: str, llm: LLMOptions) -> LLMAgentMaker:
+    model = name.removeprefix(LLM)
+    prompt = PolicyPrompt(llm.style or agent_style(model), world.key)
+    return LLMAgentMaker(
+        BackendConfig.resolve(model).model,
+        prompt,
+        llm.temperature,
+        name=name,
+    )
 
 
 def make_agent(world: str, name: str) -> Agent:

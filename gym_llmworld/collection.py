@@ -15,7 +15,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -25,7 +25,8 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 
-from gym_llmworld.agents import Agent
+from gym_llmworld.agents import Agent, has_stopped
+from gym_llmworld.contract import engine_failure
 from gym_llmworld.core import Episode, Scenario, Step
 from gym_llmworld.episodes import EpisodeWriter, episode_key, read_rows
 from gym_llmworld.errors import DataError, EngineError, WorldModelError
@@ -128,11 +129,7 @@ def parse_mixture(text: str) -> dict[str, float]:
     """
     mixture: dict[str, float] = {}
     for part in text.split(","):
-        name, _, weight = part.strip().partition(":")
-        try:
-            value = float(weight or 1)
-        except ValueError:
-            value = float("nan")
+        name, value = _name_and_weight(part.strip())
         if not name or name in mixture or not 0 < value < float("inf"):
             raise ValueError(
                 f"cannot read the policy mixture {text!r} at {part!r}; expected different names "
@@ -140,6 +137,15 @@ def parse_mixture(text: str) -> dict[str, float]:
             )
         mixture[name] = value
     return mixture
+
+
+def _name_and_weight(part: str) -> tuple[str, float]:
+    """Reads ``NAME`` or ``NAME:WEIGHT``; of a model, ``llm:MODEL``, the colons are its own."""
+    name, _, weight = part.rpartition(":") if part.startswith("llm:") else part.partition(":")
+    try:
+        return name, float(weight or 1)
+    except ValueError:
+        return (part, 1.0) if part.startswith("llm:") else (name, float("nan"))
 
 
 def resolve(entry_point: str) -> Any:
@@ -210,7 +216,8 @@ def play(env: TextEnv, agent: Agent, scenario: Scenario, *, seed: int, max_steps
         max_steps: Cuts the episode off (truncates it) after so many steps.
 
     Returns:
-        The episode; its source is what the environment says of itself, ``"real"`` by default.
+        The episode; its source is what the environment says of itself, ``"real"`` by default. Where
+        an engine fails on the way it ends, truncated, with the last step that was answered.
     """
     observation, info = env.reset(seed=seed, options={"scenario": scenario.to_json()})
     source = "model" if info.get("llmworld", {}).get("source", "real") == "model" else "real"
@@ -219,7 +226,12 @@ def play(env: TextEnv, agent: Agent, scenario: Scenario, *, seed: int, max_steps
     while True:
         action = agent.act(observation, info)
         observation, reward, terminated, truncated, info = env.step(action)
-        cut_off = not terminated and (truncated or len(steps) + 1 >= max_steps)
+        if engine_failure(info) is not None:
+            # What stands there now is not what the action led to: nobody knows that.
+            known = (*steps[:-1], replace(steps[-1], truncated=True)) if steps else ()
+            return Episode(scenario, known, source, agent.name, seed)
+        at_limit = len(steps) + 1 >= max_steps or has_stopped(agent)
+        cut_off = not terminated and (truncated or at_limit)
         steps.append(Step(action, observation, float(reward), terminated, cut_off))
         if terminated or cut_off:
             return Episode(scenario, tuple(steps), source, agent.name, seed)

@@ -12,26 +12,22 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 
 from gym_llmworld import metrics
-from gym_llmworld.agents import Agent, derive_seeds
+from gym_llmworld.agents import Agent, derive_seeds, has_stopped
 from gym_llmworld.contract import engine_failure
 from gym_llmworld.core import Episode, Scenario, Step
 from gym_llmworld.divergence import Divergence, first_divergence
 from gym_llmworld.errors import EngineError, ScenarioError
 from gym_llmworld.metrics import Consistency, Progress
-
-# What agents are told in every world: an imagined one does not list its commands, and an agent that
-# saw the real one's list would follow another policy there.
-_BLIND: Mapping[str, Any] = {"admissible_commands": None}
+from gym_llmworld.playing import BLIND, Game, ImaginedWorlds, Played, play_games
 
 _ROOM_TO_STRAY = 1.5
 """Steps that an agent may take, over those of the known solution."""
@@ -51,6 +47,7 @@ class Trial:
         limit: Most steps, in both worlds.
         error: What the engine said when it failed.
         real_steps: Steps of the imagined episode that the real twin answered (anchoring).
+        stopped: The agent could not go on in the imagined world: its own context was full.
     """
 
     scenario: Scenario
@@ -62,12 +59,19 @@ class Trial:
     limit: int
     error: str | None = None
     real_steps: int = 0
+    stopped: bool = False
 
     @property
     def unanswered(self) -> bool:
         """Whether the imagined episode ended because the model gave no usable answer."""
         steps = self.imagined.steps
-        return bool(steps) and steps[-1].truncated and len(steps) < self.limit
+        early = bool(steps) and steps[-1].truncated and len(steps) < self.limit
+        return early and not self.stopped
+
+    def outcomes(self) -> dict[str, bool | None]:
+        """Returns success imagined (``wm``), ``real`` and replayed (``w2r``); None: broken."""
+        played = {"wm": self.imagined, "real": self.real, "w2r": self.replay}
+        return {way: None if e is None else e.success for way, e in played.items()}
 
     def to_json(self, agent: str) -> dict[str, Any]:
         """Returns one row of the report's ``games``."""
@@ -77,13 +81,14 @@ class Trial:
             "scenario": self.scenario.id,
             "agent": agent,
             "seed": self.seed,
-            **{way: _success(episode) for way, episode in played.items()},
+            **self.outcomes(),
             "steps": {way: None if e is None else len(e.steps) for way, e in played.items()},
             "divergence": None
             if divergence is None
             else {"step": divergence.step, "kind": divergence.kind, "verb": divergence.verb},
             "limit": self.limit,
             "unanswered": self.unanswered,
+            "stopped": self.stopped,
             "error": self.error,
         }
 
@@ -94,23 +99,42 @@ class Comparison:
 
     Attributes:
         env_id: Id of the imagined world.
-        trials: Name of the agent -> one trial per game.
+        trials: Name of the agent -> its trials: every game ``attempts`` times in a row.
         imagined_seconds: Wall-clock time in the imagined world, agents included.
         real_seconds: The same in the real world.
+        attempts: How often each agent played each game.
     """
 
     env_id: str
     trials: Mapping[str, tuple[Trial, ...]]
     imagined_seconds: float
     real_seconds: float
+    attempts: int = 1
+
+    def pass_at(self, agent: str, k: int) -> dict[str, float | None]:
+        """Returns pass@k of an agent: the chance to solve a game at least once in ``k`` attempts.
+
+        Returns:
+            ``"real"``, ``"wm"`` and ``"w2r"`` -> mean over the games of
+            `gym_llmworld.metrics.pass_at_k`; None without games, or with fewer attempts than ``k``.
+        """
+        outcomes = [trial.outcomes() for trial in self.trials[agent]]
+        games = [outcomes[i : i + self.attempts] for i in range(0, len(outcomes), self.attempts)]
+        return {
+            way: metrics.mean(
+                metrics.pass_at_k(len(tries), sum(row[way] is True for row in tries), k)
+                for tries in games
+            )
+            for way in ("real", "wm", "w2r")
+        }
 
     def consistency(self, agent: str) -> Consistency:
         """Returns Real, WM, W2R and CR of an agent."""
-        trials = self.trials[agent]
+        outcomes = [trial.outcomes() for trial in self.trials[agent]]
         return metrics.consistency(
-            real=[_success(t.real) for t in trials],
-            wm=[_success(t.imagined) for t in trials],
-            w2r=[_success(t.replay) for t in trials],
+            real=[row["real"] for row in outcomes],
+            wm=[row["wm"] for row in outcomes],
+            w2r=[row["w2r"] for row in outcomes],
         )
 
     def to_json(self, *, model: str, prompt_style: str | None = None) -> dict[str, Any]:
@@ -123,6 +147,7 @@ class Comparison:
             "prompt_style": prompt_style,
             "step_limits": self._step_limits(),
             "n": max((row.n for row in rows.values()), default=0),
+            "attempts": self.attempts,
             "agents": {
                 name: {**_consistency_json(row), **self._details(name)}
                 for name, row in rows.items()
@@ -150,6 +175,8 @@ class Comparison:
         return {
             "errors": sum(t.error is not None for t in trials),
             "unanswered": sum(t.unanswered for t in trials),
+            "stopped": sum(t.stopped for t in trials),
+            "pass_at": {str(k): self.pass_at(agent, k) for k in sorted({1, self.attempts})},
             "steps": {
                 "wm": sum(len(t.imagined.steps) for t in trials),
                 "real": sum(len(t.real.steps) for t in trials if t.real),
@@ -174,10 +201,6 @@ def _consistency_json(row: Consistency) -> dict[str, Any]:
         "false_success": row.false_success,
         "n": row.n,
     }
-
-
-def _success(episode: Episode | None) -> bool | None:
-    return None if episode is None else episode.success
 
 
 def _observations(episode: Episode | None) -> list[str]:
@@ -205,6 +228,7 @@ def compare(
     seed: int = 0,
     num_envs: int = 16,
     max_steps: int | Sequence[int] = 50,
+    attempts: int = 1,
     rejection: str | None = None,
     imagined_options: Mapping[str, Any] | None = None,
     real_options: Mapping[str, Any] | None = None,
@@ -217,11 +241,12 @@ def compare(
     Args:
         env_id: Id of the imagined world.
         agents: Name -> maker of a fresh agent.
-        scenarios: The games; each is one trial per agent.
+        scenarios: The games.
         real_id: Id of the real world.
         seed: Each game derives the seed of its agents from it, the same in both worlds.
         num_envs: Imagined worlds per batch.
         max_steps: Step limit in both worlds, of all games or of each (see `step_limits`).
+        attempts: How often each agent plays each game, with another seed every time.
         rejection: What the real world answers to actions that it cannot carry out; tells refused
             actions apart among divergences.
         imagined_options: Further arguments of ``gym.make_vec``.
@@ -231,13 +256,13 @@ def compare(
     Raises:
         BackendError: The model could not be asked.
         MissingDependency: The real engine is not installed.
-        ValueError: Not one step limit per game.
+        ValueError: Not one step limit per game, or no attempt.
     """
-    games = _games(scenarios, seed, max_steps)
+    games = _games(scenarios, seed, max_steps, attempts)
     tick = _Ticker(progress, 3 * len(games) * len(agents))
     longest = max((game.limit for game in games), default=1)
     started = time.perf_counter()
-    imagined = {}
+    imagined: dict[str, dict[int, Played]] = {}
     if games:
         envs = gym.make_vec(
             env_id,
@@ -247,7 +272,11 @@ def compare(
             **(imagined_options or {}),
         )
         with closing(envs):
-            imagined = {name: _imagine(envs, make, games, tick) for name, make in agents.items()}
+            for name, make in agents.items():
+                imagined[name] = {}
+                for index, played in play_games(ImaginedWorlds(envs), make, games, name=name):
+                    imagined[name][index] = played
+                    tick()
     between = time.perf_counter()
     trials: dict[str, list[Trial]] = {name: [] for name in agents}
     with closing(_RealWorld(real_id, longest, rejection, real_options or {})) as real:
@@ -261,24 +290,29 @@ def compare(
         trials={name: tuple(rows) for name, rows in trials.items()},
         imagined_seconds=between - started,
         real_seconds=time.perf_counter() - between,
+        attempts=attempts,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Game:
-    scenario: Scenario
-    seed: int
-    limit: int
-
-
-def _games(scenarios: Sequence[Scenario], seed: int, max_steps: int | Sequence[int]) -> list[_Game]:
+def _games(
+    scenarios: Sequence[Scenario], seed: int, max_steps: int | Sequence[int], attempts: int
+) -> list[Game]:
+    """Returns what is to be played, the attempts at one game in a row."""
     limits = [max_steps] * len(scenarios) if isinstance(max_steps, int) else max_steps
     if len(limits) != len(scenarios):
         raise ValueError(
             f"expected one step limit per game, got {len(limits)} for {len(scenarios)} games"
         )
-    seeds = derive_seeds(seed, len(scenarios))
-    return [_Game(*game) for game in zip(scenarios, seeds, limits, strict=True)]
+    if attempts < 1:
+        raise ValueError(f"attempts must be >= 1, got {attempts}")
+    n = len(scenarios)
+    # Attempt by attempt: the first one is what it is without others.
+    seeds = derive_seeds(seed, n * attempts)
+    return [
+        Game(scenarios[i], seeds[attempt * n + i], limits[i])
+        for i in range(n)
+        for attempt in range(attempts)
+    ]
 
 
 class _Ticker:
@@ -292,85 +326,6 @@ class _Ticker:
 
 
 @dataclass
-class _Player:
-    """One lane of the vector environment while a game is played in it."""
-
-    index: int
-    game: _Game
-    agent: Agent
-    steps: list[Step] = field(default_factory=list)
-    real_steps: int = 0
-
-    def episode(self, name: str) -> Episode:
-        return Episode(self.game.scenario, tuple(self.steps), "model", name, self.game.seed)
-
-
-def _imagine(
-    envs: VectorEnv[Any, Any, Any],
-    make: Callable[[], Agent],
-    games: Sequence[_Game],
-    tick: _Ticker,
-) -> list[_Player]:
-    """Plays every game once; a lane whose game has ended takes the next one."""
-    waiting = iter(range(len(games)))
-    lanes: list[_Player | None] = [None] * envs.num_envs
-    finished: dict[int, _Player] = {}
-    observations: Sequence[str] = ()
-    while len(finished) < len(games):
-        observations = _refill(envs, lanes, waiting, make, games) or observations
-        actions = [
-            player.agent.act(text, _BLIND) if player else ""
-            for player, text in zip(lanes, observations, strict=True)
-        ]
-        observations, rewards, terminated, truncated, infos = envs.step(tuple(actions))
-        for i, player in enumerate(lanes):
-            if player is None:
-                continue
-            game = player.game
-            won_or_lost = bool(terminated[i])
-            at_limit = len(player.steps) + 1 >= game.limit
-            cut_off = not won_or_lost and (bool(truncated[i]) or at_limit)
-            player.steps.append(
-                Step(actions[i], observations[i], float(rewards[i]), won_or_lost, cut_off)
-            )
-            # Counted here: a free lane may step on, until its world's own limit.
-            player.real_steps += infos["llmworld"]["source"][i] == "real"
-            if won_or_lost or cut_off:
-                finished[player.index] = player
-                lanes[i] = None
-                tick()
-    return [finished[index] for index in range(len(games))]
-
-
-def _refill(
-    envs: VectorEnv[Any, Any, Any],
-    lanes: list[_Player | None],
-    waiting: Iterator[int],
-    make: Callable[[], Agent],
-    games: Sequence[_Game],
-) -> Sequence[str] | None:
-    """Starts waiting games in free lanes; returns all lanes' observations if there were any."""
-    starts: list[Scenario | None] = [None] * len(lanes)
-    seeds: list[int | None] = [None] * len(lanes)
-    for i, player in enumerate(lanes):
-        index = next(waiting, None) if player is None else None
-        if index is not None:
-            game, agent = games[index], make()
-            agent.reset(game.scenario, game.seed)
-            lanes[i] = _Player(index, game, agent)
-            starts[i], seeds[i] = game.scenario, game.seed
-    mask = np.array([start is not None for start in starts])
-    if not mask.any():
-        return None
-    observations, _ = envs.reset(
-        # Every vector environment takes one seed per world; the base class is typed for one in all.
-        seed=seeds,  # type: ignore[arg-type]
-        options={"reset_mask": mask, "scenario": starts},
-    )
-    return tuple(observations)
-
-
-@dataclass
 class _RealWorld:
     """The mirrored environment; opened again after the engine failed."""
 
@@ -380,13 +335,13 @@ class _RealWorld:
     options: Mapping[str, Any]
     _env: gym.Env[str, str] | None = None
 
-    def trial(self, game: _Game, agent: Agent, player: _Player, name: str) -> Trial:
+    def trial(self, game: Game, agent: Agent, played: Played, name: str) -> Trial:
         """Plays a game for real, then replays what was imagined."""
-        imagined = player.episode(name)
+        imagined = played.episode
         real = replay = divergence = error = None
         try:
             agent.reset(game.scenario, game.seed)
-            real = self._play(game, name, lambda text: agent.act(text, _BLIND))
+            real = self._play(game, name, lambda text: agent.act(text, BLIND), agent)
             script = iter(imagined.actions)
             replay = self._play(game, name, lambda _: next(script, None))
             divergence = first_divergence(imagined.steps, replay.steps, rejection=self.rejection)
@@ -402,7 +357,8 @@ class _RealWorld:
             divergence,
             game.limit,
             error,
-            player.real_steps,
+            played.real_steps,
+            played.stopped,
         )
 
     def close(self) -> None:
@@ -411,7 +367,9 @@ class _RealWorld:
             self._env.close()
             self._env = None
 
-    def _play(self, game: _Game, name: str, act: Callable[[str], str | None]) -> Episode:
+    def _play(
+        self, game: Game, name: str, act: Callable[[str], str | None], agent: Agent | None = None
+    ) -> Episode:
         if self._env is None:
             self._env = gym.make(self.env_id, max_episode_steps=self.max_steps, **self.options)
         observation, _ = self._env.reset(
@@ -422,7 +380,9 @@ class _RealWorld:
             observation, reward, terminated, truncated, info = self._env.step(action)
             if error := engine_failure(info):
                 raise EngineError(error)
-            cut_off = not terminated and (truncated or len(steps) + 1 >= game.limit)
+            stopped = agent is not None and has_stopped(agent)
+            at_limit = len(steps) + 1 >= game.limit
+            cut_off = not terminated and (truncated or at_limit or stopped)
             steps.append(Step(action, observation, float(reward), terminated, cut_off))
             if terminated or cut_off:
                 break

@@ -22,6 +22,8 @@ from gym_llmworld.metrics import Progress, Turn
 from gym_llmworld.protocol import SUCCESS_MARKER, ParseStatus, Protocol
 
 MISTAKES_KEPT = 50
+# What a gigabyte of keys and values holds of long episodes: more would push each other out.
+BATCH_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def evaluate_episodes(
     protocol: Protocol,
     episodes: Sequence[Episode],
     *,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     max_tokens: int = 512,
     canonical: Callable[[str], str] | None = None,
     progress: Progress | None = None,

@@ -19,6 +19,11 @@ Progress = Callable[[int, int], None]
 
 _Key = TypeVar("_Key", int, str)
 _VERB = re.compile(r"[a-z]+")
+_WORD = re.compile(r"\w+")
+_SECTION = re.compile(r"^\s*(new|deleted|updated) items:\s*$", re.IGNORECASE | re.MULTILINE)
+_SPECIAL_TOKEN = re.compile(r"<[|\uff5c][^<>|\uff5c\s]{1,64}[|\uff5c]>|</s>")
+# What separates the single statements of an observation.
+_STATEMENT = re.compile(r"[\n,;]+|\.(?=\s|$)|\band\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,19 +254,20 @@ def average_consistency(rows: Sequence[Consistency]) -> Consistency:
     defined ones, None without any; ``n`` is the sum. Rows without games are left out.
     """
     rows = [row for row in rows if row.n]
-    real, w2r = _mean(row.real for row in rows), _mean(row.w2r for row in rows)
+    real, w2r = mean(row.real for row in rows), mean(row.w2r for row in rows)
     return Consistency(
         n=sum(row.n for row in rows),
         real=real,
-        wm=_mean(row.wm for row in rows),
+        wm=mean(row.wm for row in rows),
         w2r=w2r,
         cr=consistency_ratio(w2r, real),
-        cr_paired=_mean(row.cr_paired for row in rows),
-        false_success=_mean(row.false_success for row in rows),
+        cr_paired=mean(row.cr_paired for row in rows),
+        false_success=mean(row.false_success for row in rows),
     )
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def mean(values: Iterable[float | None]) -> float | None:
+    """Returns the mean of the defined values; None without any."""
     defined = [value for value in values if value is not None]
     return sum(defined) / len(defined) if defined else None
 
@@ -310,3 +316,81 @@ def rates_to_json(rates: Mapping[Any, Rate]) -> list[dict[str, Any]]:
         {"key": key, "value": rate.value, "hits": rate.hits, "n": rate.n}
         for key, rate in rates.items()
     ]
+
+
+def rouge_l(prediction: str, truth: str) -> float:
+    """Returns ROUGE-L as F1: words, in lower case, of the longest common subsequence (Lin 2004)."""
+    told, true = (_WORD.findall(text.lower()) for text in (prediction, truth))
+    if not told or not true:
+        return 0.0
+    row = [0] * (len(true) + 1)
+    for word in told:
+        before = 0
+        for i, other in enumerate(true, start=1):
+            before, row[i] = row[i], before + 1 if word == other else max(row[i], row[i - 1])
+    return 2 * row[-1] / (len(told) + len(true))
+
+
+def lines_f1(prediction: str, truth: str) -> float:
+    """Returns the F1 of exact lines, as RLVR-World scores web pages (arXiv 2505.13934, 5.2).
+
+    Under the headings ``New items:``, ``Deleted items:`` and ``Updated items:`` a line counts for
+    its section; ``None`` is a line like any other, and equal lines of a section are one. Text
+    without headings is one section. Two errors of the published scorer are not repeated: special
+    tokens at the end do not spoil the last line, and sections that were mentioned before the last
+    block of them do not count.
+
+    Returns:
+        0.0 for an empty prediction.
+    """
+    told, true = _section_lines(prediction), _section_lines(truth)
+    hits = len(told & true)
+    return 2 * hits / (len(told) + len(true)) if hits else 0.0
+
+
+def _section_lines(text: str) -> set[tuple[str, str]]:
+    text = _SPECIAL_TOKEN.sub("", text)
+    headings = list(_SECTION.finditer(text))
+    starts = [heading.start() for heading in headings if heading[1].lower() == "new"]
+    section, lines = "", set[tuple[str, str]]()
+    for line in text[starts[-1] if starts else 0 :].splitlines():
+        heading = _SECTION.match(line)
+        if heading:
+            section = heading[1].lower()
+        elif line.strip():
+            lines.add((section, line.strip()))
+    return lines
+
+
+def statements(text: str) -> frozenset[str]:
+    """Returns the single statements of an observation: clauses and list items, in any order.
+
+    ``"You open the drawer 1. In it, you see a pen 1, and a book 2."`` has four: the first
+    sentence, ``"in it"``, ``"you see a pen 1"`` and ``"a book 2"``.
+    """
+    parts = (part.strip().lower() for part in _STATEMENT.split(text))
+    return frozenset(part for part in parts if part)
+
+
+def statement_credit(prediction: str, truth: str, previous: str) -> float:
+    """Returns RLVR-World's task-specific reward, carried over from object states to plain text.
+
+    ``0.1 * all + 0.2 * exact + changed``: statements take the place of properties, and *changed*
+    ones are those that the observation before did not make. Where all of them were made before,
+    that term is left out. Shares are F1, so that inventions cost.
+
+    Args:
+        prediction: What the model wrote.
+        truth: What the world answered.
+        previous: The observation before.
+
+    Returns:
+        0.0 to 1.3.
+    """
+    told, true, old = (statements(text) for text in (prediction, truth, previous))
+    credit = 0.1 * _overlap(told, true) + 0.2 * exact_match(prediction, truth)
+    return credit + _overlap(told - old, true - old) if true - old else credit
+
+
+def _overlap(told: frozenset[str], true: frozenset[str]) -> float:
+    return 2 * len(told & true) / (len(told) + len(true)) if told and true else 0.0

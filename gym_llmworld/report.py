@@ -72,6 +72,23 @@ def agent_rows(comparison: Mapping[str, Any]) -> list[tuple[str, Mapping[str, An
     return rows
 
 
+def pass_labels(comparison: Mapping[str, Any]) -> list[str]:
+    """Returns the headings of the pass@k columns; none where each game was played once.
+
+    pass@1 has no column: it is the mean over all attempts, which Real and WM are.
+    """
+    k = comparison.get("attempts", 1)
+    return [f"{label} pass@{k}" for label in _RATE_LABELS.values()] if k > 1 else []
+
+
+def pass_figures(comparison: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """Returns an agent's figures for the columns of `pass_labels`; the average row has none."""
+    if not pass_labels(comparison):
+        return []
+    figures = row.get("pass_at", {}).get(str(comparison["attempts"]), {})
+    return [number(figures.get(way)) for way in _RATE_LABELS]
+
+
 def write_report(
     path: str | os.PathLike[str],
     *,
@@ -137,7 +154,12 @@ def html_report(
 
 def _comparison_sections(comparison: Mapping[str, Any]) -> list[str]:
     rows = [
-        [name, *(number(row[key]) for key in COMPARISON_LABELS), str(row["n"])]
+        [
+            name,
+            *(number(row[key]) for key in COMPARISON_LABELS),
+            *pass_figures(comparison, row),
+            str(row["n"]),
+        ]
         for name, row in agent_rows(comparison)
     ]
     parts = [
@@ -149,12 +171,12 @@ def _comparison_sections(comparison: Mapping[str, Any]) -> list[str]:
             }
         ),
         "<h2>Does success carry over?</h2>",
-        _html_table(["agent", *COMPARISON_LABELS.values(), "n"], rows),
+        _html_table(["agent", *COMPARISON_LABELS.values(), *pass_labels(comparison), "n"], rows),
         "<p>Real: success in the mirrored environment. WM: success that the model claims. W2R: "
         "success when the imagined episode's actions are replayed for real. CR = W2R / Real. "
         "CR paired: share of the really solved games that the replay solves, too. Claimed, not "
-        "real: share of all games whose imagined success the replay does not confirm. A dash is "
-        "an undefined ratio.</p>",
+        "real: share of all games whose imagined success the replay does not confirm. pass@k: "
+        "the chance to solve a game at least once in k attempts. A dash is an undefined ratio.</p>",
     ]
     for name, row in comparison["agents"].items():
         bars = [(label, row[key]) for key, label in _RATE_LABELS.items()]

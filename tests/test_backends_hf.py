@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import random
 import shutil
 import warnings
@@ -627,7 +628,7 @@ def test_confirmed_is_what_would_be_written() -> None:
         for scenario in ScenarioStore("alfworld").of_split("valid_unseen")[:4]
         for verb, place in zip(("go to", "open"), scenario.hidden["receptacles"], strict=False)
     ]
-    written = ask(backend, chats, Sampling(max_tokens=64))
+    written = ask(backend, [list(chat) for chat in chats], Sampling(max_tokens=64))
     assert {answer.finish_reason for answer in written} == {"stop"}
     targets = [answer.text for answer in written]
     targets[0], targets[3] = targets[0][:-1], targets[3] + " It is warm."
@@ -642,3 +643,16 @@ def test_confirmed_is_what_would_be_written() -> None:
     assert backend.confirm(chats[1:2], targets[1:2], len(written[1].logprobs)) != [None]
     assert backend.confirm(chats[1:2], targets[1:2], len(written[1].logprobs) - 1) == [None]
     backend.close()
+
+
+def test_a_checkpoint_may_bound_its_answers(folder: Path, tmp_path: Path) -> None:
+    bounded = tmp_path / "bounded"
+    shutil.copytree(folder, bounded)
+    settings = json.loads((bounded / "generation_config.json").read_text(encoding="utf-8"))
+    (bounded / "generation_config.json").write_text(json.dumps({**settings, "max_new_tokens": 3}))
+    backend, chat = HFBackend(str(bounded)), new_chat(0)
+    for wanted, got in ((12, 3), (2, 2)):
+        [answer] = ask(backend, [chat], Sampling(max_tokens=wanted))
+        assert (len(answer.logprobs), answer.finish_reason) == (got, "length")
+    free = ask(HFBackend(str(folder)), [chat])[0]
+    assert backend.confirm([chat], [free.text], 12) == [None]

@@ -21,6 +21,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from gym_llmworld import scenarios as scenario_files
+from gym_llmworld.checkpoints import embedded_model
 from gym_llmworld.cli import app
 from gym_llmworld.cli_output import say
 from gym_llmworld.core import Message, Scenario
@@ -52,6 +53,14 @@ def oracle(chat: Sequence[Message]) -> str:
         if message.role == "user":
             observation, _, won, _, _ = env.step(message.content)
     return observation + (" [SUCCESS]" if won else "")
+
+
+def planner(chat: Sequence[Message]) -> str:
+    """Acts: every second game is solved by its plan."""
+    known = list(_scenarios(os.environ[GAMES_VARIABLE]).values())
+    [index] = [i for i, s in enumerate(known) if s.observation == chat[0].content]
+    plan = known[index].real["plan"] if index % 2 == 0 else ()
+    return str([*plan, "look"][min(len(chat) // 2, len(plan))])
 
 
 def run(*arguments: str | Path, stdin: str | None = None) -> Result:
@@ -173,6 +182,43 @@ def test_compare_finds_the_oracle_consistent(games: Path, tmp_path: Path) -> Non
     assert all(row["value"] == 1.0 for row in data["agreement_by_step"])
     assert "side by side" in page.read_text()
     assert "average" in output
+
+
+def test_a_model_that_acts(games: Path, tmp_path: Path) -> None:
+    out, page = tmp_path / "cr.json", tmp_path / "cr.html"
+    agent = "llm:scripted:tests.test_cli:planner"
+    options = ("--episodes", "4", "--max-steps", "25", "--model", ORACLE, "--agent-style", "bare")
+    files = ("--json", out, "--html", page)
+    output = succeed(
+        *("compare", ENV_ID, "--games", games, "--agents", agent, "--attempts", "2"),
+        *options,
+        *files,
+    )
+    assert "Solved at least once in 2 attempts" in output
+    assert "Real pass@2" in page.read_text()
+    data = json.loads(out.read_text())
+    row = data["agents"][agent]
+    assert (data["attempts"], row["n"], row["real"], row["wm"]) == (2, 8, 0.5, 0.5)
+    assert row["pass_at"] == {k: {"real": 0.5, "wm": 0.5, "w2r": 0.5} for k in ("1", "2")}
+
+
+def test_a_model_collects_and_is_watched(games: Path, tmp_path: Path) -> None:
+    agent, out = "llm:scripted:tests.test_cli:planner", tmp_path / "real.jsonl"
+    bare = ("--agent-style", "bare")
+    command = ("collect", "alfworld", "--games", games, "--policy", agent, "--out", out, *bare)
+    succeed(*command, "--episodes", "4", "--workers", "0")
+    episodes = list(read_episodes(out))
+    assert {episode.agent for episode in episodes} == {agent}
+    assert sorted(episode.success for episode in episodes) == [False, False, True, True]
+    play = ("play", ENV_ID, "--games", games, "--model", ORACLE, "--agent", agent)
+    assert "ended unsolved after 2 steps" in succeed(*play, *bare, "--max-steps", "2")
+
+
+def test_a_world_model_does_not_act(games: Path) -> None:
+    model = str(embedded_model("alfworld"))
+    result = run("compare", ENV_ID, "--games", games, "--agents", f"llm:{model}")
+    assert result.exit_code == 2
+    assert "is a world model, not an agent" in result.output
 
 
 def test_same_seed_same_figures(games: Path, tmp_path: Path) -> None:

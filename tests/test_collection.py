@@ -116,6 +116,11 @@ def jobs_in(out: Path) -> list[int]:
 
 def test_mixture_is_read() -> None:
     assert parse_mixture("expert:1, noisy:2.5,tour") == {"expert": 1, "noisy": 2.5, "tour": 1}
+    assert parse_mixture("llm:scripted:a:b,llm:runs/agent:2,llm:http://host:80/v1") == {
+        "llm:scripted:a:b": 1,
+        "llm:runs/agent": 2,
+        "llm:http://host:80/v1": 1,
+    }
 
 
 @pytest.mark.parametrize("text", ["", "a:0", "a:-1", "a:x", "a:1,a:2", "a,,b", "a:inf", "a:nan"])
@@ -169,6 +174,30 @@ def test_play_ends_at_success_and_cuts_off_at_the_limit() -> None:
     assert [step.terminated for step in won.steps] == [False, False, True]
     assert (len(cut.steps), cut.steps[-1].truncated, cut.success) == (2, True, False)
     assert (won.source, won.agent, won.seed) == ("real", "right", 0)
+
+
+class _Dying(Corridor):
+    """Its engine stops answering: it shows the last page again, and says why in its info."""
+
+    def __init__(self, answers: int) -> None:
+        super().__init__()
+        self._answers = answers
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        observation, reward, won, _, info = super().step("wait" if self._answers < 1 else action)
+        if self._answers < 1:
+            info["llmworld"]["error"] = "no answer in 5 s"
+            return observation, 0.0, False, True, info
+        self._answers -= 1
+        return observation, reward, won, False, info
+
+
+def test_an_engine_that_fails_leaves_what_it_answered() -> None:
+    episode = play(_Dying(2), right(), scenarios()[0], seed=0, max_steps=9)
+    whole = play(Corridor(), right(), scenarios()[0], seed=0, max_steps=9)
+    assert [s.observation for s in episode.steps] == [s.observation for s in whole.steps[:2]]
+    assert [s.truncated for s in episode.steps] == [False, True]
+    assert play(_Dying(0), right(), scenarios()[0], seed=0, max_steps=9).steps == ()
 
 
 def test_collection_is_what_its_arguments_say(tmp_path: Path) -> None:

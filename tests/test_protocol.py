@@ -221,8 +221,14 @@ def test_confidence_is_the_probability_of_the_completion() -> None:
     assert protocol().decode(SCENARIO, Completion("x", "stop", logprobs=(1e-6,))).confidence == 1.0
     assert protocol().decode(SCENARIO, finished("x")).confidence is None
     # Servers send what they like; nonsense must not pass for certainty.
-    assert protocol().decode(SCENARIO, Completion("x", "stop", logprobs=(-math.inf,))).confidence == 0.0
-    assert protocol().decode(SCENARIO, Completion("x", "stop", logprobs=(math.nan,))).confidence is None
+    assert (
+        protocol().decode(SCENARIO, Completion("x", "stop", logprobs=(-math.inf,))).confidence
+        == 0.0
+    )
+    assert (
+        protocol().decode(SCENARIO, Completion("x", "stop", logprobs=(math.nan,))).confidence
+        is None
+    )
 
 
 @pytest.mark.parametrize("text", ["x", "", "x" * 100_000])

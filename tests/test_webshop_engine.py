@@ -19,11 +19,16 @@ pytest.importorskip("bm25s", reason="needs the webshop extra")
 from gym_llmworld.errors import DataError, MissingDependency, ScenarioError
 from gym_llmworld.real import webshop_reward, webshop_search
 from gym_llmworld.real.webshop_catalogue import Goal
-from gym_llmworld.real.webshop_engine import View, Visit, page_json, read_action
+from gym_llmworld.real.webshop_engine import View, Visit
 from gym_llmworld.real.webshop_files import read_checkout, read_products
 from gym_llmworld.real.webshop_generator import generate_records, generated_catalogue
 from gym_llmworld.real.webshop_search import SearchIndex
-from gym_llmworld.worlds.webshop_text import read_page, with_admissible
+from gym_llmworld.worlds.webshop_text import (
+    page_json,
+    read_action,
+    read_page,
+    with_admissible,
+)
 from tests.webshop_shared import ATTRIBUTES, RECORDS, product, small_shop
 
 SHOP = small_shop()

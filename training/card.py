@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from gym_llmworld.checkpoints import CARD_FILE
-from training.config import SCRATCH, Config
+from training.config import AGENT, SCRATCH, Config
 from training.data import Conversations, PromptStyles, shares
 from training.exact_match import TurnMatch
 from training.heldout import Scores
@@ -45,7 +45,7 @@ class Card:
             "format": 1,
             "world": worlds[0] if len(worlds) == 1 else None,
             "worlds": list(worlds),
-            "prompt_style": self._style(),
+            **self._role(),
             "base": None if self.config.model == SCRATCH else self.config.model,
             "parameters": self.parameters,
             "exact_match": None if final is None else final.as_row(),
@@ -53,8 +53,11 @@ class Card:
         write_atomically(folder / CARD_FILE, card)
         (folder / "README.md").write_text(self._text(final), encoding="utf-8")
 
-    def _style(self) -> str | dict[str, str]:
-        return PromptStyles.parse(self.config.prompt_style).for_card(self.data.worlds)
+    def _role(self) -> dict[str, Any]:
+        if self.config.role == AGENT:
+            return {"role": AGENT, "agent_style": self.config.agent_style}
+        styles = PromptStyles.parse(self.config.prompt_style)
+        return {"prompt_style": styles.for_card(self.data.worlds)}
 
     def _text(self, final: Scores | None) -> str:
         worlds = ", ".join(self.data.worlds) or "Word2World files"
@@ -62,25 +65,42 @@ class Card:
         if self.config.model == SCRATCH and self.config.recall_init:
             base = "random weights with look-up heads written into layers 1 and 2"
         size = f"{self.parameters / 1e6:.2f}M parameters"
+        title, purpose, style = self._titles()
         parts = [
-            "---\ntags:\n- world-model\n- gym-llmworld\npipeline_tag: text-generation\n---",
-            f"# World model: {worlds}",
-            "Predicts the next observation of a text environment from its initial context "
-            "(system), the actions (user) and the observations so far (assistant). Made with "
-            "gym-llmworld's `training/sft.py`.",
+            f"---\ntags:\n- {title.lower().replace(' ', '-')}\n- gym-llmworld\n"
+            "pipeline_tag: text-generation\n---",
+            f"# {title}: {worlds}",
+            f"{purpose} Made with gym-llmworld's `training/sft.py`.",
             f"- Size: {size}, from {base}\n"
-            f"- Prompt style: `{self.config.prompt_style}`\n"
+            f"- Prompt style: `{style}`\n"
             f"- Training data: {len(self.data.chats)} episodes from {self.data.scenarios} "
-            f"scenarios ({_sources(self.config)})\n"
+            f"scenarios ({_sources(self.config)}{_kept(self.config)})\n"
             f"- Held-out data: {_names(self.config.eval_data)}\n"
             f"- Code: revision {_revision()}; Python {platform.python_version()}, torch "
             f"{torch.__version__}\n"
             f"- Command: `{self.command}`",
         ]
         if final is not None:
-            parts += ["## Exact match on held-out episodes", _final_table(final)]
+            parts += [f"## {self._measure()} on held-out episodes", _final_table(final)]
         parts += ["## Curve", _curve_table(self.log)]
         return "\n\n".join(parts) + "\n"
+
+    def _titles(self) -> tuple[str, str, str]:
+        """Returns what the model is, what it does, and in which style."""
+        if self.config.role == AGENT:
+            does = (
+                "Chooses the next action in a text environment, given its observations (user) and "
+                "the actions so far (assistant)."
+            )
+            return "Agent", does, self.config.agent_style
+        does = (
+            "Predicts the next observation of a text environment from its initial context "
+            "(system), the actions (user) and the observations so far (assistant)."
+        )
+        return "World model", does, self.config.prompt_style
+
+    def _measure(self) -> str:
+        return "Action exact match" if self.config.role == AGENT else "Exact match"
 
 
 def _names(files: Sequence[Path]) -> str:
@@ -95,6 +115,11 @@ def _sources(config: Config) -> str:
         f"{source.path.name}: {share:.0%} of the sampled episodes"
         for source, share in zip(config.sources, parts, strict=True)
     )
+
+
+def _kept(config: Config) -> str:
+    success = "; solved ones only" if config.only_success else ""
+    return success + (f"; only of {config.only_agents}" if config.only_agents else "")
 
 
 def _final_table(final: Scores) -> str:

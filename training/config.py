@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.data import PromptStyles, Source
+from gym_llmworld.policy_prompt import BARE, STYLES
+from training.data import Conversations, Filter, PromptStyles, Source, read_conversations
 
 SCRATCH = "scratch"
+WORLD_MODEL, AGENT = "world-model", "agent"
 _OUTPUT = Path("runs/sft")
 
 
@@ -34,11 +36,24 @@ class Config:
     eval_data: tuple[Path, ...] = _option((), "held-out episodes, of other games; same formats")
     output: Path = _option(_OUTPUT, "folder for checkpoints, log and the finished model")  # noqa: RUF009
     model: str = _option(SCRATCH, "'scratch', or a folder or hub id to start from")
+    role: str = _option(
+        WORLD_MODEL,
+        "what is learned of the episodes: world-model (observations) or agent (actions)",
+    )
+    only_success: bool = _option(
+        False, "learn from solved episodes alone (imagined ones: where the model says so)"
+    )
+    only_agents: str = _option("", "learn from episodes of these agents alone, such as expert,tour")
+    agent_style: str = _option(
+        BARE,
+        "of agents: bare (the answer is the action) or react (a thought, empty in the labels, and "
+        "the action)",
+    )
     prompt_style: str = _option(
         "engine",
-        "how scenarios are worded: engine | word2world | any other style of the world; styles of "
-        "single worlds follow behind commas: engine,textworld=nomap; engine+nomap: every episode "
-        "both ways, for a model that knows both",
+        "of world models, how scenarios are worded: engine | word2world | any other style of the "
+        "world; styles of single worlds follow behind commas: engine,textworld=nomap; "
+        "engine+nomap: every episode both ways, for a model that knows both",
     )
 
     layers: int = _option(5, "from scratch: transformer blocks")
@@ -79,6 +94,11 @@ class Config:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.lora_rank and self.model == SCRATCH:
             raise ValueError("LoRA needs a model to adapt; pass --model PATH_OR_HUB_ID")
+        for name, known in (("role", (WORLD_MODEL, AGENT)), ("agent_style", STYLES)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
         PromptStyles.parse(self.prompt_style)
         _ = self.sources
 
@@ -86,6 +106,16 @@ class Config:
     def sources(self) -> tuple[Source, ...]:
         """The files of ``data``, and their weights."""
         return tuple(Source.parse(str(file)) for file in self.data)
+
+    def read(self, files: Sequence[Path]) -> Conversations:
+        """Reads episodes as this run learns from them; see `read_conversations`."""
+        agents = tuple(name.strip() for name in self.only_agents.split(",") if name.strip())
+        return read_conversations(
+            files,
+            self.prompt_style,
+            agent_style=self.agent_style if self.role == AGENT else None,
+            kept=Filter(self.only_success, agents),
+        )
 
 
 def add_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:

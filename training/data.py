@@ -1,4 +1,4 @@
-"""Reading what a world model learns from: our own episodes, or Word2World's training files."""
+"""Reading what a model learns from: our own episodes, or Word2World's training files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from gym_llmworld.core import Chat, Message
+from gym_llmworld.core import Chat, Episode, Message
 from gym_llmworld.episodes import read_episodes
 from gym_llmworld.errors import DataError
+from gym_llmworld.policy_prompt import PolicyPrompt
 from gym_llmworld.worlds import get_world, world_keys
 
 
@@ -113,16 +114,19 @@ class Conversation:
     """A training chat and where it comes from.
 
     Attributes:
-        chat: System message, then actions (user) and observations (assistant) in turn.
+        chat: Of a world model: system message, then actions (user) and observations (assistant) in
+            turn. Of an agent: observations (user) and actions (assistant) in turn.
         group: Key of its world; the stem of its file's name where the file does not say.
         scenario: Id of its start; None when the file does not say.
         source: Number of its file among those that were read.
+        given: How many of the first assistant turns are no answers, see `PolicyPrompt.opening`.
     """
 
     chat: Chat
     group: str
     scenario: str | None
     source: int
+    given: int = 0
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,32 @@ class Conversations:
         return Conversations(tuple(self.items[i] for i in sorted(order[:n])))
 
 
-def read_conversations(files: Sequence[Path], style: str) -> Conversations:
+@dataclass(frozen=True)
+class Filter:
+    """Which episodes are learned from.
+
+    Attributes:
+        only_success: Those that end in success; imagined ones, in imagined success.
+        only_agents: Those of these agents; empty for all.
+    """
+
+    only_success: bool = False
+    only_agents: tuple[str, ...] = ()
+
+    def keeps(self, episode: Episode) -> bool:
+        """Whether an episode is learned from."""
+        if self.only_success and not episode.success:
+            return False
+        return not self.only_agents or episode.agent in self.only_agents
+
+
+def read_conversations(
+    files: Sequence[Path],
+    style: str,
+    *,
+    agent_style: str | None = None,
+    kept: Filter | None = None,
+) -> Conversations:
     """Reads training files.
 
     Args:
@@ -200,31 +229,59 @@ def read_conversations(files: Sequence[Path], style: str) -> Conversations:
             ``llama_factory`` layout (a list of ``{"messages": [{"role", "content"}, ...]}``).
         style: Prompt style that words our episodes, see `PromptStyles.parse`. Word2World's files
             are worded already.
+        agent_style: Chats of an agent in this style (`gym_llmworld.policy_prompt`); None for those
+            of a world model.
+        kept: Which of our episodes; None for all.
 
     Raises:
         DataError: A file is not what its name says, or holds nothing to learn from.
         CheckpointError: A world has no such style.
     """
-    styles = PromptStyles.parse(style)
+    styles, kept = PromptStyles.parse(style), kept or Filter()
     items: list[Conversation] = []
     for source, file in enumerate(files):
         if file.suffix == ".json":
+            if agent_style is not None:
+                raise DataError(
+                    f"{file} holds chats of a world model; an agent learns from episodes (.jsonl)"
+                )
             chats = _read_word2world(file)
             items += (Conversation(chat, file.stem, None, source) for chat in chats)
             continue
-        for episode in read_episodes(file):
-            world, scenario = episode.scenario.world, episode.scenario.id
-            for one in styles.of(world).split("+"):
-                chat = get_world(world).protocol(one).conversation(episode)
-                if len(chat) > 1:
-                    items.append(Conversation(chat, world, scenario, source))
+        for episode in filter(kept.keeps, read_episodes(file)):
+            if agent_style is None:
+                items += _of_world_model(episode, styles, source)
+            elif episode.steps:
+                items.append(_of_agent(episode, agent_style, source))
     if not items:
         names = ", ".join(str(file) for file in files)
         raise DataError(
-            f"no episode with at least one step in {names or 'no files at all'}; collect some with "
-            "`llmworld collect`, or pass Word2World files (*.json)"
+            f"no episode with at least one step in {names or 'no files at all'}"
+            f"{_shown(kept)}; collect some with `llmworld collect`, or pass Word2World files "
+            "(*.json)"
         )
     return Conversations(tuple(items))
+
+
+def _shown(kept: Filter) -> str:
+    success = "solved " if kept.only_success else ""
+    agents = f"by {', '.join(kept.only_agents)} " if kept.only_agents else ""
+    return f" ({success}{agents}only)" if success or agents else ""
+
+
+def _of_world_model(episode: Episode, styles: PromptStyles, source: int) -> Iterator[Conversation]:
+    world, scenario = episode.scenario.world, episode.scenario.id
+    for one in styles.of(world).split("+"):
+        chat = get_world(world).protocol(one).conversation(episode)
+        if len(chat) > 1:
+            yield Conversation(chat, world, scenario, source)
+
+
+def _of_agent(episode: Episode, style: str, source: int) -> Conversation:
+    world, scenario = episode.scenario.world, episode.scenario
+    prompt = PolicyPrompt(style, world)
+    given = sum(message.role == "assistant" for message in prompt.opening(scenario))
+    return Conversation(prompt.conversation(episode), world, scenario.id, source, given)
 
 
 def _read_word2world(file: Path) -> Iterator[Chat]:

@@ -1,4 +1,9 @@
-"""Exact match of a world model on held-out episodes, in one forward pass per episode."""
+"""Exact match on held-out episodes, in one forward pass per episode.
+
+Of a world model, the share of observations that it predicts; of an agent, the share of actions that
+it would take, too, where the episode's agent was (to be read with care: another good action counts
+as wrong).
+"""
 
 from __future__ import annotations
 
@@ -18,15 +23,15 @@ _ENTITY = re.compile(r"\b[a-z]+ \d+\b")
 
 @dataclass(frozen=True, slots=True)
 class TurnMatch:
-    """How often whole observations are predicted exactly.
+    """How often whole assistant turns are predicted exactly: observations, or an agent's actions.
 
     Attributes:
         all: Over all turns (the published EM: micro mean, success marker included).
-        changed: Over turns whose observation differs from the one before.
+        changed: Over turns that differ from the assistant turn before.
         unchanged: Over the others.
-        lookup: Over turns that name a thing that the action does not name: they have to be looked
-            up in the context.
-        ending: Over the turns that end an episode with success.
+        lookup: Over turns that name a thing that the message before does not name: they have to be
+            looked up in the context.
+        ending: Over the turns that end an episode with success; agents have none.
     """
 
     all: Rate
@@ -46,12 +51,13 @@ class TurnMatch:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedChat:
-    """A chat as token ids, with the span of every observation.
+    """A chat as token ids, with the span of every answer.
 
     Attributes:
         ids: Token ids of the whole chat.
         spans: ``[begin, end)`` of each assistant turn, its end-of-turn token included.
-        turns: The turns, with no prediction yet.
+        turns: The turns, with no prediction yet; of an agent, ``action`` is what it observed and
+            ``truth`` what it did.
     """
 
     ids: tuple[int, ...]
@@ -59,8 +65,13 @@ class TokenizedChat:
     turns: tuple[Turn, ...]
 
 
-def tokenize(tokenizer: Any, chat: Chat) -> TokenizedChat:
+def tokenize(tokenizer: Any, chat: Chat, given: int = 0) -> TokenizedChat:
     """Tokenizes a chat with its template, which has to mark generations.
+
+    Args:
+        tokenizer: Whose template.
+        chat: A training chat.
+        given: How many of the first assistant turns are no answers.
 
     Raises:
         ValueError: The template does not mark each assistant turn.
@@ -85,9 +96,8 @@ def tokenize(tokenizer: Any, chat: Chat) -> TokenizedChat:
         Turn(i + 1, action, shown[i], truth, None)
         for i, (action, truth) in enumerate(zip(actions, truths, strict=True))
     ]
-    return TokenizedChat(
-        tuple(encoded["input_ids"]), tuple(zip(begins, ends, strict=True)), tuple(turns)
-    )
+    spans = tuple(zip(begins, ends, strict=True))
+    return TokenizedChat(tuple(encoded["input_ids"]), spans[given:], tuple(turns[given:]))
 
 
 @torch.no_grad()

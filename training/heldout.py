@@ -58,11 +58,14 @@ class Heldout:
         """Tokenizes episodes.
 
         Raises:
-            ValueError: The tokenizer's chat template cannot mark observations.
+            ValueError: The tokenizer's chat template cannot mark assistant turns.
         """
         return cls(
             {
-                group: [tokenize(tokenizer, chat) for chat in data.of_group(group).chats]
+                group: [
+                    tokenize(tokenizer, item.chat, item.given)
+                    for item in data.of_group(group).items
+                ]
                 for group in data.groups
             }
         )

@@ -1,4 +1,4 @@
-"""Figures of `training.scaling` and `training.mixture`."""
+"""Figures of the training series."""
 
 from __future__ import annotations
 
@@ -57,7 +57,11 @@ def draw(panels: Sequence[Panel], file: Path, title: str, subtitle: str) -> None
 
 
 def draw_bars(
-    groups: Mapping[str, Mapping[str, Mapping[str, Any]]], file: Path, title: str, subtitle: str
+    groups: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    file: Path,
+    title: str,
+    subtitle: str,
+    quantity: str = "exact match",
 ) -> None:
     """Draws groups (worlds) of bars (kinds of model) with their spread over seeds.
 
@@ -66,20 +70,53 @@ def draw_bars(
         file: Its suffix says the format.
         title: Above the figure.
         subtitle: Below the title.
+        quantity: What the bars show, from 0 to 1.
     """
     figure = _figure(2.2 + 2.2 * len(groups), title, subtitle)
     axes = figure.subplots()
     kinds = list(next(iter(groups.values())))
     for number, kind in enumerate(kinds):
         points = [bars[kind] for bars in groups.values()]
-        x = [group + (number - (len(kinds) - 1) / 2) * 0.26 for group in range(len(groups))]
+        width = 0.78 / len(kinds)
+        x = [group + (number - (len(kinds) - 1) / 2) * width for group in range(len(groups))]
         means = [point["mean"] for point in points]
-        axes.bar(x, means, 0.24, yerr=_reach(points), capsize=3, label=kind)
+        axes.bar(x, means, 0.92 * width, yerr=_reach(points), capsize=3, label=kind)
     axes.set_xticks(range(len(groups)), list(groups))
-    axes.set_ylabel("exact match")
+    axes.set_ylabel(quantity)
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3, axis="y")
     figure.legend(fontsize="small", loc="outside lower center", ncols=len(kinds))
+    _save(figure, file)
+
+
+def draw_curves(
+    panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
+    file: Path,
+    title: str,
+    quantity: str,
+) -> None:
+    """Draws learning curves: the mean over seeds, and the range of the seeds around it.
+
+    Args:
+        panels: Panel -> line -> points with ``x``, ``mean``, ``min`` and ``max``.
+        file: Its suffix says the format.
+        title: Above the figure.
+        quantity: Of the horizontal axis.
+    """
+    figure = _figure(4.6 * len(panels), title, f"against {quantity}")
+    for axes, (name, lines) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for number, (line, points) in enumerate(lines.items()):
+            x = [point["x"] for point in points]
+            axes.plot(x, [point["mean"] for point in points], color=f"C{number}", label=line)
+            low, high = ([point[key] for point in points] for key in ("min", "max"))
+            axes.fill_between(x, low, high, color=f"C{number}", alpha=0.15)
+        axes.set_title(name, fontsize="small")
+        axes.set_xlabel(quantity)
+        axes.set_ylim(0, 1)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="x-small")
     _save(figure, file)
 
 

@@ -16,13 +16,15 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from gym_llmworld.errors import DataError, MissingDependency
 from training.card import write_atomically
-from training.config import Config, add_options, config_of
-from training.data import Conversations, read_conversations
+from training.config import AGENT, Config, add_options, config_of
+from training.data import Conversations, shares
 from training.sft import Trained, train
+from training.success import Exam, success_text
 
 RESULTS_FILE = "results.json"
 PLOT_FILE = "plot.png"
@@ -30,6 +32,28 @@ _ROW_FILE = "row.json"
 _RUN_FILE = "run.json"
 # What does not change the result of a run: where it is kept, and how it is watched.
 _INDIFFERENT = ("data", "eval_data", "output", "resume", "threads", "checkpoint_minutes")
+
+
+class Unit(Protocol):
+    """What a series runs: something with a folder, whose result is one row."""
+
+    @property
+    def name(self) -> str:
+        """Unique in the series."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Where it keeps what it has done."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Returns everything that the result depends on, except for the code."""
+        ...
+
+    def run(self, command: str) -> dict[str, Any]:
+        """Runs it, or goes on with it, and returns its row."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,8 +65,9 @@ class Point:
         about: What the row of the results says of it.
         config: Of the run.
         data: To learn from.
-        heldout: To evaluate on.
+        heldout: To evaluate on; may be empty where there is an exam.
         mix: As in `training.sft.train`.
+        exam: Games that the trained agent plays; None for none.
     """
 
     name: str
@@ -51,17 +76,44 @@ class Point:
     data: Conversations
     heldout: Conversations
     mix: Sequence[float] | None = None
+    exam: Exam | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps what it has done."""
+        return self.config.output
 
     def identity(self) -> dict[str, Any]:
         """Returns everything that the result depends on, except for the code."""
-        settings = {
-            field.name: getattr(self.config, field.name)
-            for field in dataclasses.fields(self.config)
-            if field.name not in _INDIFFERENT
-        }
         mix = None if self.mix is None else list(self.mix)
         data = {"data": self.data.digest, "heldout": self.heldout.digest, "mix": mix}
-        return {**settings, **data}
+        exam = {} if self.exam is None else {"exam": self.exam.settings()}
+        return {**settings(self.config), **data, **exam}
+
+    def run(self, command: str) -> dict[str, Any]:
+        """Trains and evaluates."""
+        trained = train(self.config, self.data, self.heldout, command, self.mix)
+        row = {
+            "point": self.name,
+            **self.about,
+            "seed": self.config.seed,
+            "train_episodes": len(self.data.items),
+            "train_scenarios": self.data.scenarios,
+            "parameters": trained.parameters,
+            "steps": trained.steps,
+            "minutes": round(trained.minutes, 2),
+            "em": _em(trained),
+        }
+        return row if self.exam is None else {**row, "success": self.exam.take(self.folder)}
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Returns what the result of a run depends on, beside its data."""
+    return {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in _INDIFFERENT
+    }
 
 
 def add_series_options(parser: argparse.ArgumentParser, without: Iterable[str] = ()) -> None:
@@ -74,8 +126,12 @@ def add_series_options(parser: argparse.ArgumentParser, without: Iterable[str] =
     )  # fmt: skip
 
 
-def base_config(options: argparse.Namespace) -> Config:
+def base_config(options: argparse.Namespace, *, agents: bool = False) -> Config:
     """Returns what the runs of a series have in common.
+
+    Args:
+        options: Of the command line.
+        agents: The runs make agents, which play; then held-out episodes may be missing.
 
     Raises:
         ValueError: Not all runs would be equally long, or there is nothing to evaluate on.
@@ -83,9 +139,12 @@ def base_config(options: argparse.Namespace) -> Config:
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingDependency("matplotlib", "viz")
-    config = config_of(options)
-    if not config.data or not config.eval_data:
-        raise ValueError("a series needs --data and --eval-data (held-out episodes, other games)")
+    config = config_of(options, **({"role": AGENT} if agents else {}))
+    if not config.data or not (config.eval_data or agents):
+        needed = "--data" if agents else "--data and --eval-data (held-out episodes, other games)"
+        raise ValueError(f"a series needs {needed}")
+    if agents and shares(config.sources) is not None:
+        raise ValueError("files have no weights here: pass --data FILE instead of FILE:WEIGHT")
     if not config.max_steps and not config.minutes:
         raise ValueError("a series compares runs of equal length: pass --max-steps N")
     if len(set(options.seeds)) < len(options.seeds):
@@ -99,8 +158,8 @@ def read_data(config: Config) -> tuple[Conversations, Conversations]:
     Raises:
         DataError: A file is not what its name says, or a world is on one side only.
     """
-    data = read_conversations([source.path for source in config.sources], config.prompt_style)
-    heldout = read_conversations(config.eval_data, config.prompt_style)
+    data = config.read([source.path for source in config.sources])
+    heldout = config.read(config.eval_data)
     if data.starts and heldout.starts and data.worlds != heldout.worlds:
         raise DataError(
             f"--data holds {', '.join(data.worlds)}; --eval-data {', '.join(heldout.worlds)}; "
@@ -112,7 +171,7 @@ def read_data(config: Config) -> tuple[Conversations, Conversations]:
     return data, heldout
 
 
-def run_series(points: Sequence[Point], command: str) -> Iterable[list[dict[str, Any]]]:
+def run_series(points: Sequence[Unit], command: str) -> Iterable[list[dict[str, Any]]]:
     """Runs what is not finished yet, in order.
 
     Yields:
@@ -123,13 +182,13 @@ def run_series(points: Sequence[Point], command: str) -> Iterable[list[dict[str,
     """
     for point in points:
         _check(point)
-    waiting = sum(not (point.config.output / _ROW_FILE).is_file() for point in points)
+    waiting = sum(not (point.folder / _ROW_FILE).is_file() for point in points)
     if waiting < len(points):
         print(f"{len(points) - waiting} of {len(points)} points are finished already")
     rows: list[dict[str, Any]] = []
     started, done = time.monotonic(), 0
     for number, point in enumerate(points, 1):
-        file = point.config.output / _ROW_FILE
+        file = point.folder / _ROW_FILE
         if not file.is_file():
             print(f"[{number}/{len(points)}] {point.name} ...", flush=True)
             _run(point, command)
@@ -142,52 +201,49 @@ def run_series(points: Sequence[Point], command: str) -> Iterable[list[dict[str,
 
 
 def _shown(row: Mapping[str, Any]) -> str:
-    em = ", ".join(f"{world} {em['value']:.3f} (n={em['n']})" for world, em in row["em"].items())
-    return f"{row['point']}: exact match {em}, {row['minutes']:.1f} min"
+    parts = []
+    if em := row.get("em"):
+        shown = ", ".join(f"{world} {m['value']:.3f} (n={m['n']})" for world, m in em.items())
+        parts.append(f"exact match {shown}")
+    if "success" in row:
+        parts.append(success_text(row["success"]))
+    return f"{row['point']}: {'; '.join(parts)}, {row['minutes']:.1f} min"
 
 
-def _check(point: Point) -> None:
+def _check(point: Unit) -> None:
     """Refuses to mix runs with different settings in one series."""
-    file = point.config.output / _RUN_FILE
-    identity = json.loads(json.dumps(point.identity()))
+    file = point.folder / _RUN_FILE
+    identity = json.loads(json.dumps(point.identity(), default=str))
     if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        # Settings that were added since then stood at their defaults.
+        defaults = {field.name: field.default for field in dataclasses.fields(Config)}
+        before = {**defaults, **json.loads(file.read_text(encoding="utf-8"))}
         for name, value in identity.items():
             if before.get(name) != value:
                 raise DataError(
-                    f"{point.config.output} holds a run with {name} {before.get(name)!r}, now it "
+                    f"{point.folder} holds a run with {name} {before.get(name)!r}, now it "
                     f"is {value!r}; pass another --output, or delete that folder"
                 )
         return
-    point.config.output.mkdir(parents=True, exist_ok=True)
+    point.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(file, identity)
 
 
-def _run(point: Point, command: str) -> None:
-    folder = point.config.output
+def _run(point: Unit, command: str) -> None:
+    folder = point.folder
     with (
         (folder / "output.log").open("a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
     ):
-        trained = train(point.config, point.data, point.heldout, command, point.mix)
-    row = {
-        "point": point.name,
-        **point.about,
-        "seed": point.config.seed,
-        "train_episodes": len(point.data.items),
-        "train_scenarios": point.data.scenarios,
-        "parameters": trained.parameters,
-        "steps": trained.steps,
-        "minutes": round(trained.minutes, 2),
-        "em": _em(trained),
-    }
+        row = point.run(command)
     write_atomically(folder / _ROW_FILE, row)
-    for checkpoint in folder.glob("checkpoint-*"):
+    for checkpoint in folder.rglob("checkpoint-*"):
         shutil.rmtree(checkpoint)
 
 
 def _em(trained: Trained) -> dict[str, Any]:
-    assert trained.scores is not None, "a series has held-out episodes"
+    if trained.scores is None:
+        return {}
     return {
         world: {
             "value": match.all.value,

@@ -1,14 +1,17 @@
-"""Supervised fine-tuning of a world model: the next observation, given the context and the history.
+"""Supervised fine-tuning, of a world model by default: the next observation, given the history.
 
     python -m training.sft --data episodes.jsonl --eval-data heldout.jsonl --output runs/alfworld
     python -m training.sft --data alf.jsonl:1 sci.jsonl:2 tw.jsonl:1 --output runs/three_worlds ...
     python -m training.sft --model Qwen/Qwen2.5-0.5B --prompt-style word2world --data train.json ...
+    python -m training.sft --role agent --data expert.jsonl --only-success --output runs/agent ...
 
 TRL's `SFTTrainer` on whole episodes, with a loss on observations only (Word2World, arXiv
 2512.18832, section 4). By default it builds a small model and its tokenizer from scratch, for a
 CPU; with ``--model`` it tunes an existing one, in full or with LoRA. Files of several worlds make
-one model of all of them, which serves each of their environments. The same command continues
-after a kill: it starts from the last complete checkpoint in ``--output``.
+one model of all of them, which serves each of their environments. With ``--role agent`` the loss is
+on actions instead, and the model acts: ``llmworld compare --agents llm:runs/agent``; its episodes
+may be real or imagined. The same command continues after a kill: it starts from the last complete
+checkpoint in ``--output``.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from gym_llmworld.core import Chat
 from gym_llmworld.errors import WorldModelError
 from training.card import Card
 from training.config import SCRATCH, Config, add_options, config_of
-from training.data import Conversations, read_conversations, shares
+from training.data import Conversations, shares
 from training.heldout import Heldout, Scores
 from training.sampling import EpisodeSampler
 from training.scratch import small_llama
@@ -194,9 +197,9 @@ def run(config: Config, command: str = "python -m training.sft") -> Trained:
         WorldModelError: Data or checkpoint cannot be used.
     """
     files = [source.path for source in config.sources]
-    data, heldout = read_conversations(files, config.prompt_style), Conversations()
+    data, heldout = config.read(files), Conversations()
     if config.eval_data:
-        heldout = read_conversations(config.eval_data, config.prompt_style)
+        heldout = config.read(config.eval_data)
     return train(config, data, heldout, command, shares(config.sources))
 
 

@@ -17,7 +17,7 @@ from training.config import Config
 from training.heldout import Heldout
 from training.sampling import EpisodeSampler
 
-_PROGRESS_FILE = "progress.json"
+PROGRESS_FILE = "progress.json"
 
 
 class ObservationTrainer(SFTTrainer):  # type: ignore[misc]
@@ -105,7 +105,7 @@ class ObservationTrainer(SFTTrainer):  # type: ignore[misc]
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             self.card.write(folder)
             # Last, and in one piece: without this file the checkpoint counts as incomplete.
-            write_atomically(folder / _PROGRESS_FILE, {"seconds": round(self.seconds, 1)})
+            write_atomically(folder / PROGRESS_FILE, {"seconds": round(self.seconds, 1)})
 
 
 class Rhythm(TrainerCallback):  # type: ignore[misc]
@@ -176,12 +176,12 @@ def last_checkpoint(output: Path) -> tuple[Path, float] | None:
         Its folder and the training time before it in seconds; None without one.
     """
     complete = [
-        folder for folder in output.glob("checkpoint-*") if (folder / _PROGRESS_FILE).is_file()
+        folder for folder in output.glob("checkpoint-*") if (folder / PROGRESS_FILE).is_file()
     ]
     if not complete:
         return None
     folder = max(complete, key=checkpoint_step)
-    seconds = json.loads((folder / _PROGRESS_FILE).read_text(encoding="utf-8"))["seconds"]
+    seconds = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))["seconds"]
     return folder, float(seconds)
 
 

@@ -237,9 +237,10 @@ class HFBackend:
             BackendError: The backend is closed.
         """
         check_batch(chats, targets, "targets")
+        longest = self._longest(max_tokens)
         return [
             self._confirmed(done)
-            if isinstance(done, Job) and done.greedy and len(done.targets) <= max_tokens
+            if isinstance(done, Job) and done.greedy and len(done.targets) <= longest
             else None
             for done in self._judge(chats, targets)
         ]
@@ -268,8 +269,13 @@ class HFBackend:
 
     def _job(self, ids: Ids, sampling: Sampling, *, returning: bool) -> Job:
         draw = Draw(sampling.temperature, sampling.top_p, random.Random(sampling.seed))
-        end = min(len(ids) + sampling.max_tokens, self._context)
+        end = min(len(ids) + self._longest(sampling.max_tokens), self._context)
         return Job(ids, end, draw, returning=returning)
+
+    def _longest(self, max_tokens: int) -> int:
+        # A checkpoint may know that it has run astray: ``max_new_tokens`` beside its weights.
+        own = None if self.model is None else self.model.generation_config.max_new_tokens
+        return min(max_tokens, own or max_tokens)
 
     def _answer(
         self,

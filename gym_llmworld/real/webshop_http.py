@@ -10,7 +10,8 @@ import time
 from typing import Any
 
 from gym_llmworld.errors import EngineError, MissingDependency
-from gym_llmworld.real.webshop_engine import View, read_action
+from gym_llmworld.real.webshop_engine import View
+from gym_llmworld.worlds.webshop_text import read_action
 
 TIMEOUT = 30.0
 """Seconds that an answer may take."""
