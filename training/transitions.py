@@ -1,0 +1,116 @@
+"""Single transitions: what refinement by reinforcement learning is asked, and scored by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gym_llmworld.core import Chat, Episode, Message
+from gym_llmworld.episodes import read_episodes
+from gym_llmworld.errors import DataError
+from gym_llmworld.objectstate import predicted_state, read_state
+from gym_llmworld.worlds import get_world
+from training.data import PromptStyles
+
+REASONING_REQUEST = (
+    "\n\nFirst think it over briefly inside <think> </think>: what has been learnt about this "
+    "world so far, and what follows for this action. Then give the next observation, worded as "
+    "the world words them, inside <next_state> </next_state>, and nothing after it."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """An action, what the world answered, and the conversation that asks for it.
+
+    Attributes:
+        id: Changes when any of the texts does.
+        world: Key of the world.
+        scenario: Where the episode started.
+        prompt: As `gym_llmworld.protocol.Protocol.encode` words it.
+        truth: As `gym_llmworld.protocol.Protocol.target` words it.
+        previous: The observation before the action.
+        state: The object state before the action, as JSON; empty in worlds without object states.
+    """
+
+    id: str
+    world: str
+    scenario: str
+    prompt: Chat
+    truth: str
+    previous: str
+    state: str
+
+    def row(self, reasoning: bool = False) -> dict[str, Any]:
+        """Returns the columns that TRL and `training.rewards` read.
+
+        Args:
+            reasoning: Asks for a reasoning span before the prediction.
+        """
+        messages = [{"role": m.role, "content": m.content} for m in self.prompt]
+        if reasoning:
+            messages[-1]["content"] += REASONING_REQUEST
+        columns = ("id", "world", "truth", "previous", "state")
+        return {"prompt": messages, **{name: getattr(self, name) for name in columns}}
+
+
+def cut(episode: Episode, style: str) -> Iterator[Transition]:
+    """Yields the transitions of an episode whose actions may enter a chat.
+
+    Args:
+        episode: Of any world.
+        style: Prompt style of that world.
+
+    Raises:
+        CheckpointError: The world has no such style.
+        DataError: An observation cannot be a label.
+    """
+    scenario = episode.scenario
+    protocol = get_world(scenario.world).protocol(style)
+    previous, state = scenario.observation, read_state(scenario.observation)
+    for i, step in enumerate(episode.steps):
+        # A world may also answer without any state, when an action means nothing to it.
+        after = None if state is None else predicted_state(state, step.observation)
+        if protocol.admit(step.action) is not None:
+            prompt = protocol.encode(scenario, episode.steps[:i], step.action)
+            truth = protocol.target(step)
+            before = state.text if state is not None and after is not None else ""
+            name = _digest(prompt, truth)
+            yield Transition(name, scenario.world, scenario.id, prompt, truth, previous, before)
+        previous, state = step.observation, after or state
+
+
+def _digest(prompt: Sequence[Message], truth: str) -> str:
+    text = json.dumps([[(m.role, m.content) for m in prompt], truth])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_transitions(files: Sequence[Path], style: str) -> list[Transition]:
+    """Reads the transitions of episode files, each different one once, in their order.
+
+    Args:
+        files: ``.jsonl`` / ``.jsonl.gz``.
+        style: See `training.data.PromptStyles`; of several styles of a world, the first.
+
+    Raises:
+        DataError: A file holds no episodes, or there is no transition in any of them.
+    """
+    styles = PromptStyles.parse(style)
+    found: dict[str, Transition] = {}
+    for file in files:
+        if file.suffix == ".json":
+            raise DataError(
+                f"{file}: expected episodes (.jsonl, .jsonl.gz); Word2World's training files do "
+                "not say which world they are of"
+            )
+        for episode in read_episodes(file):
+            worded = styles.of(episode.scenario.world).partition("+")[0]
+            found.update((one.id, one) for one in cut(episode, worded))
+    if not found:
+        names = ", ".join(map(str, files))
+        raise DataError(f"no transition in {names or 'no files at all'}; see `llmworld collect`")
+    return list(found.values())
