@@ -82,12 +82,6 @@ def add_refinement_options(built: argparse.ArgumentParser) -> None:
         help="see above (default: exact)",
     )  # fmt: skip
     group.add_argument(
-        "--tau",
-        type=float,
-        default=base.tau,
-        help="of the embedding rewards (default: %(default)s)",
-    )
-    group.add_argument(
         "--embedder", default=base.embedder,
         help="a sentence-transformers folder or hub id, such as Qwen/Qwen3-Embedding-8B "
         "(default: %(default)s)",
@@ -97,43 +91,20 @@ def add_refinement_options(built: argparse.ArgumentParser) -> None:
         help="ask for <think>...</think> <next_state>...</next_state>",
     )  # fmt: skip
     group.add_argument(
-        "--prompts",
-        type=int,
-        default=base.prompts,
-        help="transitions per step (default: %(default)s)",
-    )
-    group.add_argument(
-        "--group",
-        type=int,
-        default=base.group,
-        help="samples of each transition (default: %(default)s)",
-    )
-    group.add_argument(
-        "--temperature",
-        type=float,
-        default=base.temperature,
-        help="of the samples (default: %(default)s)",
-    )
-    group.add_argument(
-        "--beta", type=float, default=base.beta,
-        help="weight of the divergence from the model at the start (default: %(default)s; "
-        "RLVR-World: 0.001)",
-    )  # fmt: skip
-    group.add_argument(
-        "--clip",
-        type=float,
-        default=base.clip,
-        help="of the probability ratio (default: %(default)s)",
-    )
-    group.add_argument(
-        "--max-tokens",
-        type=int,
-        default=0,
-        help="of an answer (0: as long as the longest true one)",
-    )
-    group.add_argument(
         "--keep", type=Path, help="transitions.jsonl of training.difficulty: leaves easy ones out"
     )
+    for name, text in (
+        ("tau", "threshold of the embedding rewards"),
+        ("prompts", "transitions per step"),
+        ("group", "samples of each transition"),
+        ("temperature", "of the samples"),
+        ("beta", "weight of the divergence from the model at the start; RLVR-World: 0.001"),
+        ("clip", "of the probability ratio"),
+        ("max_tokens", "of an answer; 0: a little more than the longest true one"),
+    ):
+        default = getattr(base, name)
+        flag, told = "--" + name.replace("_", "-"), f"{text} (default: {default})"
+        group.add_argument(flag, type=type(default), default=default, help=told)
 
 
 def add_run_options(

@@ -181,18 +181,22 @@ class Codec:
         imagined of states included, and the end of the turn; nothing that the environment says.
 
         Args:
-            conversation: A chat with answers that begin with ``<think>``.
+            conversation: A chat; answers to learn begin with ``<think>``.
             part: ``"answer"``; ``"thoughts"``, without the states; only the ``"observation"`` or
                 the ``"prediction"`` of each answer.
 
         Raises:
-            ValueError: An answer begins with something else.
+            ValueError: An answer to learn begins with something else.
         """
         chat, transcript = conversation.chat, Transcript()
         whole_turn = part in ("answer", "thoughts")
         transcript.told(self.opening(chat[:2]))
         for at in range(2, len(chat), 2):
             learned = at in conversation.learned
+            if learned and not chat[at].content.startswith(THINK):
+                raise ValueError(
+                    f"expected an answer that begins with {THINK}, got {chat[at].content!r:.80}"
+                )
             ids, places = self._answer(chat[at].content)
             for token, place in zip(ids, places, strict=True):
                 marked = learned and _belongs(place, state_spans(chat[at].content), part)
@@ -205,12 +209,8 @@ class Codec:
 
     def _answer(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Returns the tokens of an answer after its ``<think>``, and where in it each stands."""
-        if not text.startswith(THINK):
-            raise ValueError(f"expected an answer that begins with {THINK}, got {text!r:.80}")
-        coded = self.tokenizer(
-            text[len(THINK) :], add_special_tokens=False, return_offsets_mapping=True
-        )
-        shift = len(THINK)
+        shift = len(THINK) if text.startswith(THINK) else 0
+        coded = self.tokenizer(text[shift:], add_special_tokens=False, return_offsets_mapping=True)
         return list(coded["input_ids"]), [
             (a + shift, b + shift) for a, b in coded["offset_mapping"]
         ]

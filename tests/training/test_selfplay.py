@@ -389,6 +389,19 @@ def test_turns_that_are_not_learned_are_masked(codec: Codec, chats: list[Convers
     assert len(labels_of(codec.labelled(only), context=30)["labels"]) == 30
 
 
+def test_malformed_answers_are_history_only(codec: Codec) -> None:
+    (game,) = played(imagined("Left"), "Left", imagined("Up"))
+    (conversation,) = conversations(Row(*_row(row)) for row in rows_of([game]))
+    transcript = codec.labelled(conversation)
+    learned = [conversation.chat[at].content for at in sorted(conversation.learned)]
+    assert spelled(codec, transcript) == [
+        answer.removeprefix("<think>") + "<|end|>" for answer in learned
+    ]
+    assert "<think>Left<|end|>" in codec.decode(transcript.ids)
+    with pytest.raises(ValueError, match="begins with <think>, got 'Left'"):
+        codec.labelled(Conversation(conversation.chat, {4}))
+
+
 def test_questions_ask_for_either_format(chats: list[Conversation]) -> None:
     for conversation in chats:
         plain = asked_in(conversation, "plain")
