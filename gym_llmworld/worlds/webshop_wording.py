@@ -22,6 +22,7 @@ from typing import Any
 from gym_llmworld.core import Scenario
 from gym_llmworld.worlds.webshop_text import (
     BUY,
+    SEP,
     SUB_PAGES,
     Page,
     done_page,
@@ -36,6 +37,8 @@ from gym_llmworld.worlds.webshop_text import (
 )
 
 HOME = "home"
+# Which cells of a receipt say what was bought, with which options, and what it earned.
+_ASIN, _CHOSEN, _SCORE = map(done_page("A", "C", "S").split(SEP).index, "ACS")
 _SUB_KINDS = tuple(page.lower() for page in SUB_PAGES)
 _COUNTS = ("none", "one", "two", "three", "four")
 _ROW = re.compile(r" row \d+ ")
@@ -46,10 +49,6 @@ _NEXT_CELL = re.compile(r" row \d+ / row \d+ ")
 _SENTENCE = re.compile(r"([.:]) row \d+ ")
 _BOUGHT = re.compile(
     rf"bought row \d+ (\S+?)((?:, [^,:]+: [^,]+)*) row \d+ (?:{'|'.join(_COUNTS)}) (\S+)"
-)
-_RECEIPT = re.compile(
-    r".* \[SEP\] asin \[SEP\] (.+?) \[SEP\] options \[SEP\] (\{.*?\}) \[SEP\] attrs .*"
-    r"\(min 0\.0, max 1\.0\) \[SEP\] (\S+) \[SEP\] .*"
 )
 
 
@@ -157,14 +156,17 @@ class ShopWording:
             return word_item(self._row, page.body, page.title, page.price)
         if page.kind == "sub":
             return word_sub(self._kind, self._row, page.content)
-        if match := _RECEIPT.fullmatch(observation):
-            return self._receipt(*match.groups())
+        cells = observation.split(SEP)
+        if page.kind == "done" and len(cells) > _SCORE:
+            return self._receipt(cells[_ASIN], cells[_CHOSEN], cells[_SCORE])
         return None
 
     def _receipt(self, asin: str, options: str, score: str) -> str | None:
         try:
             chosen = json.loads(options)
-        except ValueError:
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(chosen, dict) or not all(isinstance(v, str) for v in chosen.values()):
             return None
         wanted = read_instruction(self._instruction).options
         matched = sum(value in chosen.values() for _, value in wanted)
