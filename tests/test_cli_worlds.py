@@ -114,7 +114,7 @@ def test_an_override_of_what_the_checkpoint_says_is_told(
     fail(
         *("evaluate", TEXT_ID, "--episodes", text_episodes, "--model", ECHO),
         *("--prompt-style", "map"),
-        message="no prompt style 'map'; expected one of engine, nomap, word2world",
+        message="no prompt style 'map'; expected one of engine, nomap, numbered",
     )
 
 
@@ -232,7 +232,7 @@ def test_bench_and_play_with_the_shipped_scenarios(env_id: str, tmp_path: Path) 
 
 
 def test_a_world_without_a_model_in_the_wheel_says_so() -> None:
-    fail("play", "LLMWorld-WebShop-v0", message="no embedded world model for")
+    fail("play", "LLMWorld-ObjectGames-v0", message="no embedded world model for")
 
 
 def test_a_missing_folder_is_told_at_once(text_episodes: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -75,12 +76,17 @@ class Heldout:
         return sum(len(chats) for chats in self.by_world.values())
 
     def some(self, wanted: int) -> Heldout:
-        """Returns about ``wanted`` episodes, as many of each world; all for 0."""
+        """Returns about ``wanted`` episodes, as many of each world, always the same; all for 0."""
         if not wanted or not self.by_world:
             return self
         each = max(1, wanted // len(self.by_world))
-        # Evenly spaced: several files follow one another.
-        return Heldout({w: chats[:: -(-len(chats) // each)] for w, chats in self.by_world.items()})
+        # At random: files follow one another, and styles alternate.
+        return Heldout(
+            {
+                world: random.Random(0).sample(chats, min(each, len(chats)))
+                for world, chats in self.by_world.items()
+            }
+        )
 
     def match(self, model: Any) -> Scores:
         """Measures a model; see `turn_match`."""

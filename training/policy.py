@@ -311,7 +311,7 @@ def _finish(config: PolicyConfig, trainer: PolicyTrainer, command: str) -> None:
 
 
 def _say(row: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     console.print(
         f"update {row['update']}: success {row['success']:.2f}, length {row['length']:.1f}, "
         f"unusable {row['unusable']:.0%}, refused {row['refused']:.0%}, "
