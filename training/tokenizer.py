@@ -44,7 +44,7 @@ CHAT_TEMPLATE = (
 )
 
 # The numbers of `gym_llmworld.worlds.numbered` are names, too.
-_KEY = re.compile(r" #[0-9]{1,3}(?![0-9])")
+_KEY = re.compile(r" #[0-9]{1,3}(?![0-9A-Za-z])")
 _NUMBERED = r" [a-z]+ [0-9]+(?![0-9A-Za-z])"
 # What is neither a name nor a phrase: words with their blank, pairs of digits, runs of the rest.
 _WORDS = r" ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+"
