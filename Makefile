@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-vllm lint format bench wheel-test train-alfworld clean
+.PHONY: help demo test test-slow test-vllm lint format bench policy-experiment wheel-test clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -61,6 +61,10 @@ bench: $(VENV)/.dev ## Measure both sides in one run and print the ratios
 	$(BIN)/python benchmarks/scienceworld_engine.py --json benchmarks/results/scienceworld_engine.json
 	$(BIN)/python benchmarks/webshop_engine.py --json benchmarks/results/webshop_engine.json
 	$(BIN)/llmworld bench LLMWorld-ALFWorld-v0 --num-envs 1,16,64 --json benchmarks/results/worlds.json
+
+policy-experiment: $(VENV)/.dev ## Agents after SFT, after imagined and after real GRPO, in the real engine (hours)
+	$(BIN)/llmworld games alfworld --out runs/games --split train --n 3000 --seed 1
+	OMP_NUM_THREADS=1 $(BIN)/python -m training.policy_experiment --games runs/games --workers 2
 
 wheel-test: $(VENV)/.dev ## Build the wheel, install it elsewhere, use it from another directory
 	bash .ci/wheel-test
