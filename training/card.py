@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from gym_llmworld.checkpoints import CARD_FILE
+from gym_llmworld.errors import DataError
 from training.config import AGENT, SCRATCH, Config
 from training.data import Conversations, PromptStyles, shares
 from training.exact_match import TurnMatch
@@ -165,6 +166,40 @@ def _revision() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return found.stdout.strip()
+
+
+def claim(
+    file: Path,
+    settings: Mapping[str, Any],
+    *,
+    holds: str = "a run",
+    defaults: Mapping[str, Any] | None = None,
+    exactly: bool = False,
+) -> None:
+    """Makes the folder of ``file`` one of these settings only; writes them on first use.
+
+    Args:
+        file: JSON with the settings.
+        settings: What results depend on.
+        holds: What lies in the folder, for messages.
+        defaults: Of settings that an older file may lack.
+        exactly: Refuse a file with further settings, too.
+
+    Raises:
+        DataError: The folder has other settings.
+    """
+    wanted = json.loads(json.dumps(settings, default=str))
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, wanted)
+        return
+    before = {**(defaults or {}), **json.loads(file.read_text(encoding="utf-8"))}
+    for name in {**before, **wanted} if exactly else wanted:
+        if before.get(name) != wanted.get(name):
+            raise DataError(
+                f"{file.parent} holds {holds} with {name} {before.get(name)!r}, now it is "
+                f"{wanted.get(name)!r}; pass another --output, or delete that folder"
+            )
 
 
 def write_atomically(file: Path, value: Any) -> None:

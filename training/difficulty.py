@@ -33,7 +33,7 @@ from gym_llmworld.backends.hf import HFBackend
 from gym_llmworld.core import Completion, Sampling
 from gym_llmworld.errors import DataError, WorldModelError
 from gym_llmworld.worlds import get_world
-from training.card import write_atomically
+from training.card import claim, write_atomically
 from training.config import SCRATCH, Config, config_of
 from training.data import Conversations, read_conversations
 from training.embedders import DEFAULT_EMBEDDER, Embedder, SentenceEmbedder
@@ -304,7 +304,7 @@ def run(config: Config, chosen: Filter, filter_model: str | None, command: str) 
         "rewards": [asdict(term) for term in chosen.rewards],
         "filter_model": filter_model,
     }
-    _claim(config.output / _SETTINGS_FILE, json.loads(json.dumps(identity)))
+    claim(config.output / _SETTINGS_FILE, identity, holds="samples")
     if filter_model is None:
         data = read_conversations(files, config.prompt_style)
         tenth, transitions = split(data, transitions, chosen.seed)
@@ -320,19 +320,6 @@ def run(config: Config, chosen: Filter, filter_model: str | None, command: str) 
             shown = 20 * done // n
             print(f"{done} of {n} transitions judged", flush=True)
     return decide(transitions, chosen, config.output)
-
-
-def _claim(file: Path, identity: Mapping[str, Any]) -> None:
-    """Refuses to mix samples that were drawn in different ways."""
-    if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        for name, value in identity.items():
-            if before.get(name) != value:
-                raise DataError(
-                    f"{file.parent} holds samples with {name} {before.get(name)!r}, now it is "
-                    f"{value!r}; pass another --output, or delete that folder"
-                )
-    write_atomically(file, dict(identity))
 
 
 def parser() -> argparse.ArgumentParser:

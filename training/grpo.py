@@ -35,6 +35,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig
 
+from gym_llmworld.backends.hf import stop_tokens
 from gym_llmworld.backends.hf_chat import ChatEncoder
 from gym_llmworld.checkpoints import AGENT, PUBLISHED_STYLE, read_card
 from gym_llmworld.errors import CheckpointError, DataError, WorldModelError
@@ -55,7 +56,7 @@ from training.grpo_trainer import RefinementRhythm, RefinementTrainer, SharedRol
 from training.heldout import Heldout, Scores
 from training.rewards import Reading, make_rewards
 from training.sft import LOG_FILE
-from training.trainer import checkpoint_step, last_checkpoint
+from training.trainer import common_arguments, finish, fit, last_checkpoint, lora
 from training.transitions import Transition, read_transitions
 
 # Options of supervised training that mean nothing here.
@@ -154,37 +155,16 @@ def build_trainer(
         raise ValueError(
             f"{samples} samples a step cannot be divided into --accumulate {config.accumulate}"
         )
-    gpu = torch.cuda.is_available()
-    by_epochs = config.epochs or (0.0 if config.minutes or config.max_steps else 1.0)
     arguments = GRPOConfig(
-        output_dir=str(config.output),
         per_device_train_batch_size=samples // config.accumulate,
-        gradient_accumulation_steps=config.accumulate,
         num_generations=refinement.group,
         max_completion_length=longest,
         temperature=refinement.temperature,
         beta=refinement.beta,
         epsilon=refinement.clip,
         reward_weights=[term.weight for term in refinement.rewards],
-        num_train_epochs=by_epochs or 10_000,
-        max_steps=config.max_steps or -1,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        adam_beta2=config.beta2,
-        optim="adamw_torch_fused",
-        max_grad_norm=1.0,
-        bf16=gpu,
-        use_cpu=not gpu,
-        activation_checkpointing=False,
-        save_strategy="no",
-        save_total_limit=2,
-        eval_strategy="no",
         logging_steps=1,
-        report_to="none",
-        disable_tqdm=not sys.stderr.isatty(),
-        dataloader_pin_memory=gpu,
-        seed=config.seed,
-        data_seed=config.seed,
+        **common_arguments(config),
     )
     reason = sharing_works(model, config.context) if share else "not wanted"
     if share and reason is not None:
@@ -199,7 +179,8 @@ def build_trainer(
             temperature=refinement.temperature,
             seed=config.seed,
         )
-    reading = Reading(refinement.reasoning, _stops(model, tokenizer, config.model))
+    turn_end = ChatEncoder(tokenizer, config.model).turn_end
+    reading = Reading(refinement.reasoning, stop_tokens(model, tokenizer, turn_end))
     embedder = embedder or SentenceEmbedder(refinement.embedder)
     rhythm = RefinementRhythm(config, config.output / LOG_FILE)
     trainer = RefinementTrainer(
@@ -212,33 +193,12 @@ def build_trainer(
         args=arguments,
         train_dataset=Dataset.from_list([one.row(refinement.reasoning) for one in usable]),
         processing_class=tokenizer,
-        peft_config=_lora(config),
+        peft_config=lora(config),
         callbacks=[rhythm],
     )
     rhythm.trainer = trainer
     rhythm.heldout = Heldout.of(tokenizer, heldout) if heldout.items else Heldout({})
     return trainer
-
-
-def _stops(model: Any, tokenizer: Any, name: str) -> frozenset[int]:
-    """Returns the tokens that end a turn, as a backend that serves the model knows them."""
-    declared = model.generation_config.eos_token_id
-    listed = declared if isinstance(declared, list) else [declared]
-    end = ChatEncoder(tokenizer, name).turn_end
-    return frozenset(i for i in (*listed, tokenizer.eos_token_id, end) if i is not None)
-
-
-def _lora(config: Config) -> Any:
-    if not config.lora_rank:
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=2 * config.lora_rank,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
 
 
 @dataclass(frozen=True)
@@ -308,34 +268,9 @@ def refine(
         f"{parameters / 1e6:.2f}M parameters, {learned} transitions for training, "
         f"{len(heldout.items)} episodes held out"
     )
-    if found is not None:
-        trainer.seconds_before = found[1]
-        print(f"continuing from {found[0]} ({found[1] / 60:.1f} minutes trained)")
-    if found is not None and _reached(config, *found):
-        trainer._load_from_checkpoint(str(found[0]))
-        steps, minutes = checkpoint_step(found[0]), found[1] / 60
-    else:
-        trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
-        steps, minutes = trainer.state.global_step, trainer.seconds / 60
-    return Refined(_finish(trainer, tokenizer, heldout), steps, minutes, learned)
-
-
-def _reached(config: Config, checkpoint: Path, seconds: float) -> bool:
-    by_steps = 0 < config.max_steps <= checkpoint_step(checkpoint)
-    return by_steps or 0 < config.minutes * 60 <= seconds
-
-
-def _finish(trainer: RefinementTrainer, tokenizer: Any, heldout: Conversations) -> Scores | None:
-    if not trainer.is_world_process_zero():
-        return None
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if trainer.config.lora_rank:
-        model = model.merge_and_unload()
-    final = Heldout.of(tokenizer, heldout).match(model) if heldout.items else None
-    model.save_pretrained(trainer.config.output)
-    tokenizer.save_pretrained(trainer.config.output)
-    trainer.card.write(trainer.config.output, final)
-    return final
+    steps, minutes = fit(trainer, found)
+    scores = finish(trainer, tokenizer, Heldout.of(tokenizer, heldout))
+    return Refined(scores, steps, minutes, learned)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -19,10 +18,10 @@ from gym_llmworld.backends.hf_chat import ChatEncoder
 from gym_llmworld.backends.hf_sampling import Draw
 from gym_llmworld.core import Message
 from gym_llmworld.errors import BackendError, DataError
-from training.card import Card, write_atomically
+from training.card import Card
 from training.config import Config
 from training.groups import Sample, sample_groups, shared_logprobs
-from training.trainer import PROGRESS_FILE, ObservationTrainer, Rhythm
+from training.trainer import Rhythm, Timed
 
 LOGGED = (
     "loss", "reward", "reward_std", "frac_reward_zero_std", "entropy", "kl", "grad_norm",
@@ -157,7 +156,7 @@ class SharedRollouts:
         return self._encoder.decode(sample.tokens) if sample.finished else ""
 
 
-class RefinementTrainer(GRPOTrainer):  # type: ignore[misc]
+class RefinementTrainer(Timed, GRPOTrainer):  # type: ignore[misc]
     """`GRPOTrainer` that computes a prompt once per group, keeps time, and survives kills.
 
     Same loss and gradients as the stock trainer's, tested against it. Groups in which all rewards
@@ -172,11 +171,6 @@ class RefinementTrainer(GRPOTrainer):  # type: ignore[misc]
         **kwargs: For `GRPOTrainer`.
     """
 
-    lr_scheduler: Any
-    seconds = ObservationTrainer.seconds
-    create_scheduler = ObservationTrainer.create_scheduler
-    create_model_card = ObservationTrainer.create_model_card
-
     def __init__(
         self,
         config: Config,
@@ -185,8 +179,8 @@ class RefinementTrainer(GRPOTrainer):  # type: ignore[misc]
         rollouts: SharedRollouts | None,
         **kwargs: Any,
     ) -> None:
-        self.config, self.card, self.prompts, self.rollouts = config, card, prompts, rollouts
-        self.seconds_before = self.started = 0.0
+        self.begin(config, card)
+        self.prompts, self.rollouts = prompts, rollouts
         self._idle: torch.Tensor | None = None
         with warnings.catch_warnings():
             # It says that a rollout_func is an experimental feature of TRL's.
@@ -268,13 +262,6 @@ class RefinementTrainer(GRPOTrainer):  # type: ignore[misc]
             # The optimiser goes on as it does for gradients of 0.
             result = result + 0.0 * sum(w.sum() for w in model.parameters() if w.requires_grad)
         return result
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            self.card.write(folder)
-            write_atomically(folder / PROGRESS_FILE, {"seconds": round(self.seconds, 1)})
 
 
 class RefinementRhythm(Rhythm):

@@ -46,7 +46,7 @@ from gym_llmworld.episodes import read_episodes
 from gym_llmworld.errors import DataError, WorldModelError
 from gym_llmworld.policy_prompt import PolicyPrompt
 from gym_llmworld.scenarios import ScenarioStore
-from training.card import write_atomically
+from training.card import claim, write_atomically
 from training.guard import ROLLBACK, Guard
 from training.policy_config import PolicyConfig, parser
 from training.policy_trainer import (
@@ -249,23 +249,10 @@ def _guard(config: PolicyConfig) -> Guard | None:
 def _check_folder(config: PolicyConfig) -> None:
     """Refuses to go on with other settings than a run began with."""
     file = config.output / RUN_FILE
-    identity = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if field.name not in _INDIFFERENT
-    }
-    identity = json.loads(json.dumps(identity, default=str))
-    if config.resume and file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        for name, value in identity.items():
-            if before.get(name) != value:
-                raise DataError(
-                    f"{config.output} holds a run with {name} {before.get(name)!r}, now it is "
-                    f"{value!r}; pass another --output, or delete that folder"
-                )
-        return
-    config.output.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, identity)
+    if not config.resume:
+        file.unlink(missing_ok=True)
+    fields = (field.name for field in dataclasses.fields(config))
+    claim(file, {name: getattr(config, name) for name in fields if name not in _INDIFFERENT})
 
 
 def _cut(log: Path, updates: int) -> None:

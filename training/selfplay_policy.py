@@ -6,7 +6,6 @@ language model with a chat template that only appends can take its place.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,8 @@ from gym_llmworld.backends.hf_decode import SlotRunner
 from gym_llmworld.backends.hf_sampling import Draw
 from gym_llmworld.backends.hf_slots import Job, Slots
 from gym_llmworld.core import Message
-from gym_llmworld.errors import CheckpointError, DataError
+from gym_llmworld.errors import CheckpointError
+from training.card import claim as claim_file
 from training.card import write_atomically
 from training.selfplay_data import THINK, Game, state_spans
 from training.selfplay_rows import Conversation
@@ -335,16 +335,4 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         DataError: It holds a run of others.
     """
-    file = folder / _RUN_FILE
-    wanted = json.loads(json.dumps(settings, default=str))
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, wanted)
-        return
-    before = json.loads(file.read_text(encoding="utf-8"))
-    for name in {**before, **wanted}:
-        if before.get(name) != wanted.get(name):
-            raise DataError(
-                f"{folder} holds a run with {name} {before.get(name)!r}, now it is "
-                f"{wanted.get(name)!r}; pass another --output, or delete that folder"
-            )
+    claim_file(folder / _RUN_FILE, settings, exactly=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gym_llmworld.errors import DataError, MissingDependency
-from training.card import write_atomically
+from training.card import claim, write_atomically
 from training.config import AGENT, Config, add_options, config_of
 from training.data import Conversations, shares
 from training.sft import Trained, train
@@ -212,21 +212,9 @@ def _shown(row: Mapping[str, Any]) -> str:
 
 def _check(point: Unit) -> None:
     """Refuses to mix runs with different settings in one series."""
-    file = point.folder / _RUN_FILE
-    identity = json.loads(json.dumps(point.identity(), default=str))
-    if file.is_file():
-        # Settings that were added since then stood at their defaults.
-        defaults = {field.name: field.default for field in dataclasses.fields(Config)}
-        before = {**defaults, **json.loads(file.read_text(encoding="utf-8"))}
-        for name, value in identity.items():
-            if before.get(name) != value:
-                raise DataError(
-                    f"{point.folder} holds a run with {name} {before.get(name)!r}, now it "
-                    f"is {value!r}; pass another --output, or delete that folder"
-                )
-        return
-    point.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, identity)
+    # Settings that were added since then stood at their defaults.
+    defaults = {field.name: field.default for field in dataclasses.fields(Config)}
+    claim(point.folder / _RUN_FILE, point.identity(), defaults=defaults)
 
 
 def _run(point: Unit, command: str) -> None:

@@ -38,7 +38,15 @@ from training.heldout import Heldout, Scores
 from training.sampling import EpisodeSampler
 from training.scratch import small_llama
 from training.tokenizer import train_tokenizer
-from training.trainer import ObservationTrainer, Rhythm, checkpoint_step, last_checkpoint
+from training.trainer import (
+    ObservationTrainer,
+    Rhythm,
+    common_arguments,
+    finish,
+    fit,
+    last_checkpoint,
+    lora,
+)
 
 LOG_FILE = "training.jsonl"
 _SOURCE = "source"
@@ -91,36 +99,14 @@ def build_trainer(
     """
     config.output.mkdir(parents=True, exist_ok=True)
     log = config.output / LOG_FILE
-    gpu = torch.cuda.is_available()
-    by_epochs = config.epochs or (0.0 if config.minutes or config.max_steps else 1.0)
     arguments = SFTConfig(
-        output_dir=str(config.output),
         assistant_only_loss=True,
         max_length=config.context,
         packing=False,
         per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulate,
         train_sampling_strategy="group_by_length",
-        # Time alone may limit a run: then there are as many passes as it takes.
-        num_train_epochs=by_epochs or 10_000,
-        max_steps=config.max_steps or -1,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        adam_beta2=config.beta2,
-        optim="adamw_torch_fused",
-        max_grad_norm=1.0,
-        bf16=gpu,
-        use_cpu=not gpu,
-        activation_checkpointing=False,
-        save_strategy="no",
-        save_total_limit=2,
-        eval_strategy="no",
         logging_steps=10,
-        report_to="none",
-        disable_tqdm=not sys.stderr.isatty(),
-        dataloader_pin_memory=gpu,
-        seed=config.seed,
-        data_seed=config.seed,
+        **common_arguments(config),
     )
     rhythm = Rhythm(config, log)
     rows = [
@@ -138,7 +124,7 @@ def build_trainer(
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        peft_config=_lora(config),
+        peft_config=lora(config),
         callbacks=[rhythm],
     )
     if trainer.chat_template is not None:
@@ -156,19 +142,6 @@ def build_trainer(
         config.seed,
     )
     return trainer
-
-
-def _lora(config: Config) -> Any:
-    if not config.lora_rank:
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=2 * config.lora_rank,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
 
 
 @dataclass(frozen=True)
@@ -231,38 +204,10 @@ def train(
         f"{trainer.card.parameters / 1e6:.2f}M parameters, {len(tokenizer)} tokens, "
         f"{len(data.items)} episodes for training, {len(heldout.items)} held out"
     )
-    if found is not None:
-        trainer.seconds_before = found[1]
-        print(f"continuing from {found[0]} ({found[1] / 60:.1f} minutes trained)")
-    if found is not None and _reached(config, *found):
-        # Going on, even the shortest way, would take one more step.
-        trainer._load_from_checkpoint(str(found[0]))
-        steps, minutes = checkpoint_step(found[0]), found[1] / 60
-    else:
-        trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
-        steps, minutes = trainer.state.global_step, trainer.seconds / 60
+    steps, minutes = fit(trainer, found)
     turns = Heldout.of(tokenizer, heldout)
-    scores = _finish(trainer, tokenizer, turns)
+    scores = finish(trainer, tokenizer, turns)
     return Trained(scores, turns.baselines(), trainer.card.parameters, steps, minutes)
-
-
-def _reached(config: Config, checkpoint: Path, seconds: float) -> bool:
-    by_steps = 0 < config.max_steps <= checkpoint_step(checkpoint)
-    return by_steps or 0 < config.minutes * 60 <= seconds
-
-
-def _finish(trainer: ObservationTrainer, tokenizer: Any, heldout: Heldout) -> Scores | None:
-    if not trainer.is_world_process_zero():
-        return None
-    output = trainer.config.output
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if trainer.config.lora_rank:
-        model = model.merge_and_unload()
-    final = heldout.match(model) if heldout else None
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    trainer.card.write(output, final)
-    return final
 
 
 def parser() -> argparse.ArgumentParser:

@@ -140,7 +140,7 @@ class HFBackend:
         self._context = _context(model, max_context)
         self._lock = threading.Lock()
         self._stats = BackendStats()
-        self.stops = _stops(model, tokenizer, chats.turn_end)
+        self.stops = stop_tokens(model, tokenizer, chats.turn_end)
 
     @property
     def stats(self) -> BackendStats:
@@ -479,7 +479,8 @@ def _affordable(slots: Slots) -> int:
     return slots.longest
 
 
-def _stops(model: Any, tokenizer: Any, turn_end: int | None) -> frozenset[int]:
+def stop_tokens(model: Any, tokenizer: Any, turn_end: int | None) -> frozenset[int]:
+    """Returns the tokens that end a turn: what the checkpoint declares, and its template's."""
     declared = model.generation_config.eos_token_id
     listed = declared if isinstance(declared, list) else [declared]
     return frozenset(i for i in (*listed, tokenizer.eos_token_id, turn_end) if i is not None)
