@@ -212,7 +212,7 @@ class _TeacherForcing:
         lessons = [self.protocol.lesson(e.scenario, e.steps[:t], e.steps[t]) for e in episodes]
         chats, labels = [chat for chat, _ in lessons], [label for _, label in lessons]
         confirmed: list[Completion | None] = [None] * len(chats)
-        if isinstance(self.backend, Confirmer):
+        if isinstance(self.backend, Confirmer) and not self.protocol.reasoning:
             # Writing what is right anyway would cost a forward pass per token.
             confirmed = self.backend.confirm(chats, labels, self.max_tokens)
         left = [chat for chat, known in zip(chats, confirmed, strict=True) if known is None]

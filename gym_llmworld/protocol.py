@@ -26,12 +26,23 @@ from gym_llmworld.errors import DataError
 SUCCESS_MARKER = " [SUCCESS]"
 MAX_ACTION_CHARS = 256
 """Longer actions enter no chat."""
+REASONED = "/think"
+"""Behind the name of a prompt style: the model reasons before it predicts (`reasoned`)."""
+REASONING_REQUEST = (
+    "\n\nFirst think it over briefly inside <think> </think>: what has been learnt about this "
+    "world so far, and what follows for this action. Then give the next observation, worded as "
+    "the world words them, inside <next_state> </next_state>, and nothing after it."
+)
 
 # What chat templates use for roles and turn ends, across model families.
 _CONTROL_TOKENS = re.compile(
     r"<\|[^<>|\s]{1,64}\|>|<(?:start|end)_of_turn>|</?s>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>"
     r"|<\uff5c[^<>\uff5c]{1,64}\uff5c>"
 )
+_REASONED = re.compile(
+    r"\s*<think>(?P<thought>.*?)</think>\s*<next_state>(?P<state>.*?)</next_state>\s*", re.DOTALL
+)
+_REASONING_TAG = re.compile(r"</?(?:think|next_state)>")
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 
@@ -104,6 +115,18 @@ def admit(action: str, max_chars: int = MAX_ACTION_CHARS) -> str | None:
     if _CONTROL_TOKENS.search(text) or SUCCESS_MARKER.strip() in text:
         return None
     return text
+
+
+def reasoned(text: str) -> str | None:
+    """Returns what ``<think>...</think> <next_state>...</next_state>`` predicts (RWML, appendix).
+
+    None unless each of the four tags stands there once, in this order, with nothing around them:
+    what a model wrote into its thoughts must not pass for its prediction.
+    """
+    found = _REASONED.fullmatch(text)
+    if found is None or any(_REASONING_TAG.search(span) for span in found.groups()):
+        return None
+    return found["state"].strip()
 
 
 def harmless(text: str) -> str:
@@ -188,6 +211,8 @@ class Protocol:
             as they are.
         ends: Tells whether the world goes on after an observation that did not solve the task, such
             as a lost game; None where only success ends an episode. It cannot bring success.
+        reasoning: The model is asked to reason first, in the form that `reasoned` reads. Chats hold
+            what it predicted, without its thoughts.
     """
 
     style: str
@@ -197,6 +222,7 @@ class Protocol:
     confidence: Callable[[Completion], float | None] = sequence_probability
     wording: Callable[[Scenario], Wording] | None = None
     ends: Callable[[str], bool] | None = None
+    reasoning: bool = False
 
     def admit(self, action: str) -> str | None:
         """Returns the action as it enters the chat, or None if it may not enter one."""
@@ -222,12 +248,12 @@ class Protocol:
                 "world's rejection text instead"
             )
         chat, cue = self._history(scenario, steps)
-        return (*chat, Message("user", admitted + cue(admitted)))
+        return (*chat, self._asked(admitted + cue(admitted)))
 
     def lesson(
         self, scenario: Scenario, steps: Sequence[Step], step: Step
     ) -> tuple[tuple[Message, ...], str]:
-        """Returns the chat that asks for ``step``, and what a perfect world model writes.
+        """Returns the chat that asks for ``step``, and what a perfect world model predicts.
 
         Args:
             scenario: Where the episode started.
@@ -237,8 +263,11 @@ class Protocol:
         Raises:
             DataError: See `target`.
         """
-        chat, _ = self._history(scenario, (*steps, step), labels=True)
-        return tuple(chat[:-1]), chat[-1].content
+        *chat, action, label = self._history(scenario, (*steps, step), labels=True)[0]
+        return (*chat, self._asked(action.content)), label.content
+
+    def _asked(self, action: str) -> Message:
+        return Message("user", action + REASONING_REQUEST if self.reasoning else action)
 
     def _history(
         self, scenario: Scenario, steps: Sequence[Step], *, labels: bool = False
@@ -278,14 +307,21 @@ class Protocol:
         """Returns the whole episode as one training chat; every assistant turn is a label.
 
         Raises:
-            DataError: See `target`.
+            DataError: See `target`; or the model is to reason, and episodes hold no reasoning.
         """
+        if self.reasoning:
+            raise DataError(
+                f"episodes hold no reasoning to learn from; expected a prompt style without "
+                f"{REASONED!r}, or `python -m training.grpo --reasoning`"
+            )
         chat, _ = self._history(episode.scenario, episode.steps, labels=True)
         return tuple(chat)
 
     def decode(self, scenario: Scenario, completion: Completion) -> Prediction:
         """Reads a completion in an episode of ``scenario``; never raises."""
         text, finished = completion.text, completion.finish_reason == "stop"
+        if self.reasoning:
+            text = reasoned(text) or ""
         # Only a finished turn can claim success, and only as its exact last characters: an
         # observation that merely mentions the marker must not end an episode.
         success = finished and text.endswith(SUCCESS_MARKER)
@@ -295,9 +331,10 @@ class Protocol:
         if self.wording is not None:
             whole = self.wording(scenario).read(whole)
         observation = _without_marker(whole[: self.max_observation_chars])
+        if not finished or len(whole) > self.max_observation_chars:
+            status = ParseStatus.CUT_OFF if completion.text.strip() else ParseStatus.EMPTY
+            return Prediction(observation, False, status, self.confidence(completion))
         if not observation.strip():
             return Prediction("", False, ParseStatus.EMPTY, self.confidence(completion))
-        if not finished or len(whole) > self.max_observation_chars:
-            return Prediction(observation, False, ParseStatus.CUT_OFF, self.confidence(completion))
         over = success or (self.ends is not None and self.ends(observation))
         return Prediction(observation, success, ParseStatus.OK, self.confidence(completion), over)

@@ -7,9 +7,16 @@ import math
 
 import pytest
 
-from gym_llmworld.core import Completion, Episode, Message, Scenario, Step
+from gym_llmworld.core import Completion, Episode, FinishReason, Message, Scenario, Step
 from gym_llmworld.errors import CheckpointError, DataError, ScenarioError
-from gym_llmworld.protocol import SUCCESS_MARKER, ParseStatus, Prediction, Protocol
+from gym_llmworld.protocol import (
+    REASONED,
+    REASONING_REQUEST,
+    SUCCESS_MARKER,
+    ParseStatus,
+    Prediction,
+    Protocol,
+)
 from gym_llmworld.worlds import get_world
 
 ROOM = (
@@ -251,3 +258,54 @@ def test_an_ending_of_the_world_is_no_success(text: str, over: bool, success: bo
     assert (prediction.over, prediction.success) == (over, success)
     # What was cut off is truncated, not ended.
     assert not protocol.decode(SCENARIO, Completion(text, "length")).over
+
+
+# --- reasoning -----------------------------------------------------------------------------------
+
+
+def thinking() -> Protocol:
+    return get_world("alfworld").protocol(f"engine{REASONED}")
+
+
+def test_a_reasoning_style_asks_for_thoughts_and_keeps_none() -> None:
+    chat = thinking().encode(SCENARIO, STEPS, "look")
+    plain = get_world("alfworld").protocol("engine").encode(SCENARIO, STEPS, "look")
+    assert chat[:-1] == plain[:-1]
+    assert chat[-1].content == f"look{REASONING_REQUEST}"
+    assert thinking().lesson(SCENARIO, STEPS, Step("look", "A room."))[0] == chat
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "prediction"),
+    [
+        pytest.param(
+            "<think>a</think> <next_state>Won. [SUCCESS]</next_state>", "stop",
+            Prediction("Won.", True, ParseStatus.OK, over=True), id="success",
+        ),
+        pytest.param(
+            "<think>Won. [SUCCESS]</think><next_state>Lost.</next_state>", "stop",
+            Prediction("Lost.", False, ParseStatus.OK), id="success-in-thought",
+        ),
+        pytest.param(
+            "<think>a</think> <next_state>Won.</next_state> [SUCCESS]", "stop",
+            Prediction("", False, ParseStatus.EMPTY), id="success-outside",
+        ),
+        pytest.param(
+            "<think><next_state>a</next_state></think> <next_state>b</next_state>", "stop",
+            Prediction("", False, ParseStatus.EMPTY), id="state-in-thought",
+        ),
+        pytest.param("Won.", "stop", Prediction("", False, ParseStatus.EMPTY), id="no-tags"),
+        pytest.param(
+            "<think>a", "length", Prediction("", False, ParseStatus.CUT_OFF), id="endless-thought"
+        ),
+    ],
+)  # fmt: skip
+def test_only_the_next_state_counts(
+    text: str, finish: FinishReason, prediction: Prediction
+) -> None:
+    assert thinking().decode(SCENARIO, Completion(text, finish)) == prediction
+
+
+def test_episodes_are_no_labels_of_a_reasoning_style() -> None:
+    with pytest.raises(DataError, match="--reasoning"):
+        thinking().conversation(Episode(SCENARIO, STEPS, "real", "expert"))

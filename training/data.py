@@ -15,6 +15,7 @@ from gym_llmworld.core import Chat, Episode, Message
 from gym_llmworld.episodes import read_episodes
 from gym_llmworld.errors import DataError
 from gym_llmworld.policy_prompt import PolicyPrompt
+from gym_llmworld.protocol import REASONED
 from gym_llmworld.worlds import get_world, world_keys
 
 
@@ -100,6 +101,11 @@ class PromptStyles:
     def of(self, world: str) -> str:
         """Returns the style of a world."""
         return dict(self.own).get(world, self.default)
+
+    def reasoned(self) -> str:
+        """Returns the styles of models that reason first, as `parse` reads them."""
+        named = [self.default, *(f"{world}={style}" for world, style in self.own)]
+        return ",".join(f"{one.partition('+')[0]}{REASONED}" for one in named)
 
     def for_card(self, worlds: Sequence[str]) -> str | dict[str, str]:
         """Returns what ``llmworld.json`` says: one style, or one per world where they differ."""

@@ -26,7 +26,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,10 @@ from gym_llmworld.backends.hf import stop_tokens
 from gym_llmworld.backends.hf_chat import ChatEncoder
 from gym_llmworld.checkpoints import AGENT, PUBLISHED_STYLE, read_card
 from gym_llmworld.errors import CheckpointError, DataError, WorldModelError
+from gym_llmworld.protocol import REASONED
 from training.card import Card
 from training.config import SCRATCH, Config, config_of
-from training.data import Conversations, read_conversations
+from training.data import Conversations, PromptStyles, read_conversations
 from training.embedders import Embedder, SentenceEmbedder
 from training.groups import sharing_works
 from training.grpo_config import (
@@ -259,7 +260,10 @@ def refine(
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     parameters = sum(weight.numel() for weight in model.parameters())
     log = config.output / LOG_FILE
-    card = RefinedCard(config, command, data, parameters, log, refinement=refinement)
+    told = config
+    if refinement.reasoning:
+        told = replace(config, prompt_style=PromptStyles.parse(config.prompt_style).reasoned())
+    card = RefinedCard(told, command, data, parameters, log, refinement=refinement)
     trainer = build_trainer(
         config, refinement, model, tokenizer, transitions, card, heldout, embedder=embedder
     )
@@ -330,6 +334,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "for example of `python -m training.sft`, or gym_llmworld/data/alfworld/model"
             )
         options.prompt_style = options.prompt_style or style_of(options.model)
+        if REASONED in options.prompt_style:
+            options.prompt_style = options.prompt_style.replace(REASONED, "")
+            options.reasoning = True
         options.context = options.context or context_of(options.model)
         config = config_of(options)
         refined = run(config, refinement_of(options), " ".join([parser().prog, *arguments]))

@@ -12,7 +12,6 @@ made an LLM judge collapse there (table A8), is worth nothing in any of them.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,14 +26,12 @@ from gym_llmworld.objectstate import (
     read_state,
     state_credit,
 )
-from gym_llmworld.protocol import SUCCESS_MARKER
+from gym_llmworld.protocol import SUCCESS_MARKER, reasoned
 from training.embedders import Distances, Embedder, SentenceEmbedder
 
 Reward = Callable[..., list[float | None]]
 """``reward(prompts=, completions=, completion_ids=, <columns of the data>, **) -> rewards``."""
 
-_SPAN = re.compile(r"<next_state>(.*?)</next_state>", re.DOTALL)
-_TAGS = ("<think>", "</think>", "<next_state>", "</next_state>")
 # RWML rounds ROUGE to a fifth. There the published vague prediction still gets one of them, for
 # the words that any observation shares with any other.
 _LEAST_ROUGE = 0.4
@@ -66,24 +63,12 @@ class Reading:
 
     def prediction(self, text: str) -> str | None:
         """Returns the predicted observation in a finished completion; None without one."""
-        if self.reasoning:
-            if not self.well_formed(text):
-                return None
-            found = _SPAN.search(text.partition("</think>")[2])
-            text = found[1] if found else ""
-        return text.strip() or None
+        predicted = reasoned(text) if self.reasoning else text.strip()
+        return predicted or None
 
     def well_formed(self, text: str) -> bool:
-        """Returns whether each tag of a reasoning span stands there once, in its order."""
-        if not self.reasoning:
-            return bool(text.strip())
-        places = [text.find(tag) for tag in _TAGS]
-        return (
-            all(text.count(tag) == 1 for tag in _TAGS)
-            and places == sorted(places)
-            and text.strip().startswith(_TAGS[0])
-            and text.strip().endswith(_TAGS[-1])
-        )
+        """Returns whether a completion says anything, in the form that was asked for."""
+        return reasoned(text) is not None if self.reasoning else bool(text.strip())
 
     def _ended(self, tokens: Sequence[int]) -> bool:
         return self.stops is None or (len(tokens) > 0 and int(tokens[-1]) in self.stops)

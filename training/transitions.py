@@ -13,14 +13,9 @@ from gym_llmworld.core import Chat, Episode, Message
 from gym_llmworld.episodes import read_episodes
 from gym_llmworld.errors import DataError
 from gym_llmworld.objectstate import predicted_state, read_state
+from gym_llmworld.protocol import REASONING_REQUEST
 from gym_llmworld.worlds import get_world
 from training.data import PromptStyles
-
-REASONING_REQUEST = (
-    "\n\nFirst think it over briefly inside <think> </think>: what has been learnt about this "
-    "world so far, and what follows for this action. Then give the next observation, worded as "
-    "the world words them, inside <next_state> </next_state>, and nothing after it."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +27,8 @@ class Transition:
         world: Key of the world.
         scenario: Where the episode started.
         prompt: As `gym_llmworld.protocol.Protocol.encode` words it.
-        truth: As `gym_llmworld.protocol.Protocol.target` words it.
-        previous: The observation before the action.
+        truth: What a perfect world model writes, see `gym_llmworld.protocol.Protocol.lesson`.
+        previous: The observation before the action, as the chat words it.
         state: The object state before the action, as JSON; empty in worlds without object states.
     """
 
@@ -71,17 +66,18 @@ def cut(episode: Episode, style: str) -> Iterator[Transition]:
     """
     scenario = episode.scenario
     protocol = get_world(scenario.world).protocol(style)
-    previous, state = scenario.observation, read_state(scenario.observation)
+    state = read_state(scenario.observation)
     for i, step in enumerate(episode.steps):
         # A world may also answer without any state, when an action means nothing to it.
         after = None if state is None else predicted_state(state, step.observation)
         if protocol.admit(step.action) is not None:
-            prompt = protocol.encode(scenario, episode.steps[:i], step.action)
-            truth = protocol.target(step)
+            # Both in the words of the style, as the model that is refined reads and writes them.
+            prompt, truth = protocol.lesson(scenario, episode.steps[:i], step)
             before = state.text if state is not None and after is not None else ""
+            previous = prompt[-2].content if len(prompt) > 2 else scenario.observation
             name = _digest(prompt, truth)
             yield Transition(name, scenario.world, scenario.id, prompt, truth, previous, before)
-        previous, state = step.observation, after or state
+        state = after or state
 
 
 def _digest(prompt: Sequence[Message], truth: str) -> str:

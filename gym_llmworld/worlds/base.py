@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from gym_llmworld.agents import Agent
 from gym_llmworld.core import Scenario
 from gym_llmworld.errors import CheckpointError
-from gym_llmworld.protocol import Protocol, Wording
+from gym_llmworld.protocol import REASONED, Protocol, Wording
 
 GIVEN_CONTEXT = "context"
 """Key of ``Scenario.hidden`` under which a finished context stands; every style passes it on."""
@@ -69,17 +69,18 @@ class World:
         return f"RealWorld-{self.title}-v0"
 
     def protocol(self, style: str) -> Protocol:
-        """Returns the text contract of a prompt style.
+        """Returns the text contract of a prompt style, which may end in `REASONED`.
 
         Raises:
             CheckpointError: This world has no such style.
         """
-        if style not in self.contexts:
+        plain = style.removesuffix(REASONED)
+        if plain not in self.contexts:
             raise CheckpointError(
                 f"{self.title} has no prompt style {style!r}; expected one of "
                 f"{', '.join(self.contexts)} (set by llmworld.json or prompt_style=)"
             )
-        context = self.contexts[style]
+        context = self.contexts[plain]
 
         def worded(scenario: Scenario) -> str:
             # Published data sets carry the finished context, without the facts behind it.
@@ -90,6 +91,7 @@ class World:
             style,
             worded,
             max_observation_chars=self.max_observation_chars,
-            wording=self.wordings.get(style),
+            wording=self.wordings.get(plain),
             ends=self.ends,
+            reasoning=plain != style,
         )

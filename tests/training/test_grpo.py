@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gym_llmworld.checkpoints import checkpoint_style, read_card
 from gym_llmworld.core import Episode, Scenario, Step
 from gym_llmworld.errors import DataError
+from gym_llmworld.protocol import REASONING_REQUEST
 from training.config import Config
 from training.data import Conversations, read_conversations
 from training.grpo import RefinedCard, build_trainer, fitting, main, refine, run
@@ -31,7 +32,7 @@ from training.grpo_trainer import PromptSampler
 from training.rewards import Weighted
 from training.sft import train
 from training.trainer import last_checkpoint
-from training.transitions import REASONING_REQUEST, read_transitions
+from training.transitions import read_transitions
 
 ROOT = Path(__file__).parents[2]
 # TRL warns about its own experimental parts and torch about its own deprecations.
@@ -249,7 +250,8 @@ def test_program(
     card = read_card(str(tmp_path))
     assert card["base"] == str(base)
     assert card["exact_match"]["turns"] == 40
-    assert checkpoint_style(str(tmp_path), "alfworld") == "engine"
+    style = "engine/think" if "--reasoning" in options else "engine"
+    assert checkpoint_style(str(tmp_path), "alfworld") == style
     readme = (tmp_path / "README.md").read_text()
     assert text in readme
     assert "training/grpo.py" in readme
