@@ -18,7 +18,7 @@ from gym_llmworld.worlds.alfworld_agents import (
     AlfworldDetour,
     AlfworldExpert,
 )
-from gym_llmworld.worlds.alfworld_belief import AlfworldBelief, AlfworldGoal
+from gym_llmworld.worlds.alfworld_belief import REFUSAL, AlfworldBelief, AlfworldGoal
 from gym_llmworld.worlds.alfworld_explorer import AlfworldExplorer
 
 KITCHEN = {
@@ -427,7 +427,7 @@ def test_agents_repeat_themselves_under_a_seed(name: str) -> None:
     )
 
     assert first == second
-    if name in ("noisy", "noisy50", "random", "tour", "corrupted"):
+    if name in ("noisy", "noisy50", "careless", "novice", "random", "tour", "corrupted"):
         assert first != other
 
 
@@ -441,7 +441,7 @@ def real_games(tmp_path_factory: pytest.TempPathFactory) -> list[Scenario]:
     return list(load_games(folder, "valid_unseen"))
 
 
-@pytest.mark.parametrize("name", ["expert", "search", "detour", "noisy"])
+@pytest.mark.parametrize("name", ["expert", "search", "detour", "noisy", "careless"])
 def test_real_games_of_all_six_kinds_are_solved(name: str, real_games: list[Scenario]) -> None:
     from gym_llmworld.real.alfworld_env import AlfworldEnv
 
@@ -452,7 +452,23 @@ def test_real_games_of_all_six_kinds_are_solved(name: str, real_games: list[Scen
     assert all(episode.success for episode in played)
 
 
-@pytest.mark.parametrize("name", ["random", "noisy50", "corrupted"])
+def test_a_novice_asks_for_what_cannot_be(real_games: list[Scenario]) -> None:
+    from gym_llmworld.real.alfworld_env import AlfworldEnv
+
+    env = AlfworldEnv()
+
+    def refused(name: str) -> float:
+        played = [
+            play_episode(env, ALFWORLD_AGENTS[name](), game, seed=3, max_steps=30)
+            for game in real_games
+        ]
+        answers = [step.observation == REFUSAL for episode in played for step in episode.steps]
+        return sum(answers) / len(answers)
+
+    assert refused("expert") < 0.05 < 0.1 < refused("careless") < refused("novice")
+
+
+@pytest.mark.parametrize("name", ["random", "noisy50", "careless", "novice", "corrupted"])
 def test_belief_agrees_with_the_real_engines_facts(name: str, real_games: list[Scenario]) -> None:
     from gym_llmworld.real.alfworld_env import AlfworldEnv
 

@@ -25,7 +25,7 @@ from gym_llmworld.worlds.alfworld_belief import (
     AlfworldGoal,
     kind_of,
 )
-from gym_llmworld.worlds.alfworld_explorer import AlfworldExplorer
+from gym_llmworld.worlds.alfworld_explorer import AlfworldExplorer, AlfworldNovice
 
 # Where to look first when nothing is known. Open surfaces cost one command each and hold the most;
 # drawers and cabinets cost two, and there are many of them.
@@ -343,6 +343,10 @@ def _noisy(p: float, name: str) -> Agent:
     return NoisyAgent(AlfworldExpert(), p, AlfworldExplorer(), name=name)
 
 
+def _careless() -> Agent:
+    return NoisyAgent(AlfworldExpert(), 0.45, AlfworldNovice(), name="careless")
+
+
 def _corrupted() -> Agent:
     return CorruptedAgent(_noisy(0.2, "noisy"), 0.35)
 
@@ -355,10 +359,12 @@ ALFWORLD_AGENTS: dict[str, Callable[[], Agent]] = {
     "noisy50": partial(_noisy, 0.5, "noisy50"),
     "random": AlfworldExplorer,
     "detour": AlfworldDetour,
+    "careless": _careless,
+    "novice": AlfworldNovice,
     "tour": partial(AlfworldExplorer, tour=True),
     "corrupted": _corrupted,
     "plan": ScriptedAgent,
 }
 """Players by name: those that know the hidden facts (``expert``, and with ever more strays or slips
-``noisy``, ``noisy50``, ``corrupted``; ``detour``), those that do not (``search``, ``random``,
-``tour``), and ``plan``, which replays the proof that a game can be solved."""
+``noisy``, ``noisy50``, ``careless``, ``corrupted``; ``detour``), those that do not (``search``,
+``random``, ``tour``, ``novice``), and ``plan``, which replays the proof that a game is solvable."""

@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 
 from gym_llmworld.core import Scenario
-from gym_llmworld.worlds.alfworld_belief import APPLIANCES, REFUSAL, AlfworldBelief, kind_of
+from gym_llmworld.worlds.alfworld_belief import (
+    APPLIANCES,
+    REFUSAL,
+    AlfworldBelief,
+    AlfworldGoal,
+    kind_of,
+)
 
 _KNIVES = ("knife", "butterknife")
 
@@ -133,3 +139,60 @@ class AlfworldExplorer:
 
     def _pick(self, choices: Sequence[str]) -> str:
         return choices[int(self._rng.integers(len(choices)))]
+
+
+class AlfworldNovice(AlfworldExplorer):
+    """Knows the words of the task and the verbs, and nothing of what has to come first.
+
+    It takes what lies elsewhere, puts down what it does not hold, heats what it has not fetched, as
+    a language model does that has read too few episodes. A world model that never met such a player
+    believes it: every delivery that is worded like a success is taken for one.
+
+    Args:
+        name: What episodes call it.
+    """
+
+    def __init__(self, *, name: str = "novice") -> None:
+        super().__init__(name=name)
+        self._goal = AlfworldGoal("", "", "")
+
+    def reset(self, scenario: Scenario, seed: int) -> None:
+        """Starts an episode.
+
+        Raises:
+            ScenarioError: The task is none of ALFWorld's.
+        """
+        super().reset(scenario, seed)
+        self._goal = AlfworldGoal.of(scenario)
+
+    def _menu(self) -> list[tuple[float, str]]:
+        goal, belief = self._goal, self._belief
+        places = list(belief.places) or [f"{goal.place} 1"]
+        wanted = [thing for thing in belief.things() if kind_of(thing) == goal.target]
+        target = self._pick([*wanted, f"{goal.target} 1", f"{goal.target} 2"])
+        thing = self._pick([target, belief.held or target, *belief.things()[:3]])
+        where = [name for name in places if kind_of(name) == goal.place] or [f"{goal.place} 1"]
+        here = belief.location or self._pick(places)
+        menu = [
+            (3.0, f"go to {self._pick(places)}"),
+            (1.5, f"go to {self._pick(where)}"),
+            (0.5, f"go to {here}"),
+            (1.5, f"open {here}"),
+            (0.3, f"open {self._pick(places)}"),
+            (0.3, f"close {here}"),
+            (2.0, f"take {target} from {here}"),
+            (1.0, f"take {thing} from {here}"),
+            (0.7, f"take {target} from {self._pick(places)}"),
+            (2.0, f"move {thing} to {self._pick(where)}"),
+            (1.0, f"move {belief.held or target} to {here}"),
+            (0.3, f"examine {self._pick((target, here))}"),
+            (0.2, "inventory"),
+            (0.2, "look"),
+        ]
+        verb = goal.treatment or self._pick(tuple(APPLIANCES))
+        appliances = [n for n in places if kind_of(n) == APPLIANCES[verb]] or [here]
+        menu.append((2.0 if goal.treatment else 0.3, f"{verb} {thing} with {appliances[0]}"))
+        lamps = [thing for thing in belief.things() if kind_of(thing).endswith("lamp")]
+        if goal.task_type == "look_at_obj_in_light" or lamps:
+            menu.append((1.5, f"use {self._pick([*lamps, f'{goal.place} 1'])}"))
+        return menu
