@@ -1,0 +1,87 @@
+"""The recipes of the shipped models, and the program that follows them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gym_llmworld.errors import DataError
+from gym_llmworld.worlds import get_world, world_keys
+from training import embedded
+from training.config import Config
+from training.embedded import RECIPES, Recipe, install, main, make
+
+FILES = sorted(RECIPES.glob("*.toml"))
+
+
+def test_every_embedded_model_has_a_recipe() -> None:
+    shipped = {key for key in world_keys() if get_world(key).embedded}
+    assert shipped <= {file.stem for file in FILES}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_recipes_name_what_there_is(file: Path) -> None:
+    recipe = Recipe.read(file)
+    world = get_world(recipe.world)
+    assert recipe.world == file.stem
+    for what in recipe.episodes.values():
+        assert what["split"] in recipe.games
+        assert {part.partition(":")[0] for part in what["policy"].split(",")} <= set(world.agents)
+    assert set(recipe.games) <= set(world.splits)
+    options = {name.replace("-", "_"): value for name, value in recipe.sft.items()}
+    config = Config(**options)
+    for style in config.prompt_style.split("+"):
+        world.protocol(style)
+    # Held-out games are others, and so are those that the confidence is fitted to.
+    assert recipe.episodes["train"]["split"] != recipe.episodes["dev"]["split"]
+
+
+def test_a_recipe_with_a_slip_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "alfworld.toml"
+    file.write_text((RECIPES / "alfworld.toml").read_text().replace("max_new_tokens", "max_tokens"))
+    with pytest.raises(
+        DataError, match=r"alfworld\.toml: expected episodes, games, max_new_tokens"
+    ):
+        Recipe.read(file)
+
+
+def test_a_folder_keeps_to_one_recipe(tmp_path: Path) -> None:
+    recipe = Recipe.read(RECIPES / "objectgames.toml")
+    make(recipe, tmp_path, [])
+    make(recipe, tmp_path, [])
+    with pytest.raises(DataError, match="pass another --output"):
+        make(recipe.scaled(0.5), tmp_path, [])
+
+
+def test_only_finished_models_are_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, target = Recipe.read(RECIPES / "objectgames.toml"), tmp_path / "package"
+    monkeypatch.setattr(embedded, "data_folder", lambda world: target)
+    model, installed = tmp_path / "run" / "model", target / "model"
+    model.mkdir(parents=True)
+    with pytest.raises(DataError, match=r"config\.json, .*missing; train first"):
+        install(recipe, tmp_path / "run")
+    assert not target.exists()
+    for part in embedded._PARTS:
+        (model / part).write_text("new")
+    (model / "calibration.json").unlink()
+    installed.mkdir(parents=True)
+    (installed / "calibration.json").write_text("fitted to other weights")
+    install(recipe, tmp_path / "run")
+    assert not (installed / "calibration.json").exists()
+    assert (installed / "model.safetensors").read_text() == "new"
+
+
+@pytest.mark.slow
+def test_the_whole_way(tmp_path: Path) -> None:
+    arguments = ["objectgames", "--output", str(tmp_path), "--scale", "0.005"]
+    small = ["--", "--max-steps", "2", "--layers", "2", "--width", "32", "--hidden", "64"]
+    assert main([*arguments, *small, "--threads", "1"]) == 0
+    folder = tmp_path / "objectgames"
+    config = json.loads((folder / "model" / "generation_config.json").read_text())
+    assert config["max_new_tokens"] == 512
+    assert json.loads((folder / "model" / "llmworld.json").read_text())["world"] == "objectgames"
+    assert main([*arguments, *small, "--no-such-option"]) == 1
