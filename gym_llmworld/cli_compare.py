@@ -194,6 +194,7 @@ def run_evaluate(
             batch_size=batch_size,
             max_tokens=world.max_tokens,
             canonical=world.canonical,
+            credit=world.credit,
             progress=progress,
         )
     backend.close()

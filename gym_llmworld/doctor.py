@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
 
-from gym_llmworld.errors import WorldModelError
+from gym_llmworld.errors import EngineError, MissingDependency, WorldModelError
 
 Status = Literal["ok", "missing", "broken", "optional"]
 
@@ -28,6 +28,7 @@ _PACKAGES: tuple[tuple[str, str, str | None, str], ...] = (
     ("transformers", "transformers", "hf", "world models in this process"),
     ("safetensors", "safetensors", "hf", "world models in this process"),
     ("vllm", "vllm", "vllm", "serving large world models: vllm serve, then model=URL"),
+    ("llama_cpp", "llama-cpp-python", "llamacpp", "one world at a time: backend='llamacpp'"),
     ("httpx", "httpx", "openai", "world models behind a server"),
     ("alfworld", "alfworld", "alfworld", "the real ALFWorld"),
     ("textworld", "textworld", "textworld", "the real TextWorld, and ALFWorld's engine"),
@@ -35,6 +36,8 @@ _PACKAGES: tuple[tuple[str, str, str | None, str], ...] = (
     ("bm25s", "bm25s", "webshop", "the bundled WebShop"),
     ("Stemmer", "PyStemmer", "webshop", "the bundled WebShop"),
     ("rapidfuzz", "rapidfuzz", "webshop", "the bundled WebShop"),
+    ("playwright", "playwright", "web", "the real MiniWoB"),
+    ("miniwob", "miniwob", "web", "the real MiniWoB"),
     ("trl", "trl", "train", "training world models"),
     ("peft", "peft", "train", "training world models"),
     ("datasets", "datasets", "train", "training world models"),
@@ -69,6 +72,7 @@ def examine() -> list[Finding]:
     return [
         _python(),
         *(_package(*row) for row in _PACKAGES),
+        _browser(),
         _accelerator(),
         *_shipped_worlds(),
         *_machine(),
@@ -103,6 +107,24 @@ def _version(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return "unknown version"
+
+
+def _browser() -> Finding:
+    from gym_llmworld.real.miniwob_browser import INSTALL, browser_version, find_browser
+
+    purpose = "the real MiniWoB"
+    try:
+        path = find_browser()
+    except MissingDependency:
+        return Finding("browser", "optional", f"no Chromium found; {purpose}", INSTALL)
+    except EngineError as error:
+        return Finding("browser", "optional", f"{purpose}: {error}", INSTALL)
+    version = browser_version(path)
+    if not version:
+        return Finding(
+            "browser", "optional", f"{path} does not say its version; {purpose}", INSTALL
+        )
+    return Finding("browser", "ok", f"{version} at {path}; {purpose}")
 
 
 def _accelerator() -> Finding:

@@ -42,6 +42,7 @@ class EvaluationResult:
         prompt_tokens: Tokens of all prompts.
         cached_tokens: How many of them the backend did not compute again.
         canonical: Puts the lists of an observation into one order, see `evaluate_episodes`.
+        credit: Partial credit of a prediction, see `evaluate_episodes`.
     """
 
     turns: tuple[Turn, ...]
@@ -53,6 +54,7 @@ class EvaluationResult:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     canonical: Callable[[str], str] | None = None
+    credit: Callable[[str, str], float] | None = None
 
     @property
     def em(self) -> metrics.ExactMatch:
@@ -65,7 +67,8 @@ class EvaluationResult:
     ) -> dict[str, Any]:
         """Returns the report of ``llmworld evaluate``; rates are fractions, undefined ones None.
 
-        ``em["as_sets"]`` stands only where the engine leaves the order of lists open.
+        ``em["as_sets"]`` stands only where the engine leaves the order of lists open, ``credit``
+        (of the predictions, and of repeating the last observation) only where the world has one.
         """
         em = self.em
         parts = {
@@ -92,8 +95,24 @@ class EvaluationResult:
             "seconds": self.seconds,
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
+            **self._credits(),
             "mistakes": self._mistakes(),
         }
+
+    def _credits(self) -> dict[str, Any]:
+        if self.credit is None or not self.turns:
+            return {}
+        texts = [
+            [
+                text.removesuffix(SUCCESS_MARKER)
+                for text in (t.prediction or "", t.previous, t.truth)
+            ]
+            for t in self.turns
+        ]
+        told = [self.credit(prediction, truth) for prediction, _, truth in texts]
+        copied = [self.credit(previous, truth) for _, previous, truth in texts]
+        mean = {"model": sum(told) / len(told), "copy_baseline": sum(copied) / len(copied)}
+        return {"credit": {**mean, "name": self.credit.__name__, "n": len(told)}}
 
     def _mistakes(self) -> list[dict[str, Any]]:
         wrong = (
@@ -129,6 +148,7 @@ def evaluate_episodes(
     batch_size: int = BATCH_SIZE,
     max_tokens: int = 512,
     canonical: Callable[[str], str] | None = None,
+    credit: Callable[[str, str], float] | None = None,
     progress: Progress | None = None,
 ) -> EvaluationResult:
     """Predicts every turn of real episodes from the real turns before it, greedily.
@@ -144,6 +164,7 @@ def evaluate_episodes(
         max_tokens: Upper bound of a prediction; a longer one is wrong.
         canonical: Puts an observation's lists into one order (``World.canonical``); asks for exact
             match with lists compared as sets, beside the strict one.
+        credit: Partial credit of a prediction, given the truth (``World.credit``).
         progress: Told about predicted turns.
 
     Returns:
@@ -178,6 +199,7 @@ def evaluate_episodes(
         prompt_tokens=runner.prompt_tokens,
         cached_tokens=runner.cached_tokens,
         canonical=canonical,
+        credit=credit,
     )
 
 

@@ -61,7 +61,12 @@ def em_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
         [label, number(em[key], 4), str(counts[key]["n"])]
         for key, label in EM_LABELS.items()
         if key in em
-    ]
+    ] + [
+        [f"{evaluation['credit']['name']}{whose}", number(evaluation["credit"][key], 4),
+         str(evaluation["credit"]["n"])]
+        for key, whose in (("model", ""), ("copy_baseline", " of the last observation"))
+        if "credit" in evaluation
+    ]  # fmt: skip
 
 
 def agent_rows(comparison: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

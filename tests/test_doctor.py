@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections import namedtuple
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +45,7 @@ def test_installed_packages_show_their_version() -> None:
         ("torch", "torch", "missing", "pip install 'gym-llmworld[hf]'"),
         ("alfworld", "alfworld", "optional", "pip install 'gym-llmworld[alfworld]'"),
         ("vllm", "vllm", "optional", "pip install 'gym-llmworld[vllm]'"),
+        ("playwright", "playwright", "optional", "pip install 'gym-llmworld[web]'"),
         ("rich", "rich", "missing", "pip install 'gym-llmworld'"),
     ],
 )
@@ -53,6 +55,25 @@ def test_missing_packages_name_the_command(
     without(module)
     found = finding(name)
     assert (found.status, found.fix) == (status, fix)
+
+
+def test_the_browser_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "chromium"
+    program.write_text("#!/bin/sh\necho Chromium 1.2.3\n")
+    program.chmod(0o755)
+    monkeypatch.delenv("LLMWORLD_BROWSER", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    found = finding("browser")
+    assert (found.status, found.fix) == ("ok", "")
+    assert found.detail.startswith(f"Chromium 1.2.3 at {program}")
+    monkeypatch.setenv("LLMWORLD_BROWSER", str(tmp_path / "nothing"))
+    found = finding("browser")
+    assert found.status == "optional"
+    assert "LLMWORLD_BROWSER must be the path of a Chromium" in found.detail
+    assert "apt install chromium" in found.fix
+    program.write_text("#!/bin/sh\nexit 1\n")
+    monkeypatch.setenv("LLMWORLD_BROWSER", str(program))
+    assert "does not say its version" in finding("browser").detail
 
 
 def test_a_sick_machine_is_not_healthy(without: Any) -> None:

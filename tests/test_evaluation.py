@@ -11,7 +11,9 @@ from gym_llmworld.backends import ScriptedBackend
 from gym_llmworld.core import Completion, Episode, Message, Scenario, Step
 from gym_llmworld.errors import BackendError, ContextOverflow
 from gym_llmworld.evaluation import evaluate_episodes
+from gym_llmworld.metrics import lines_f1
 from gym_llmworld.protocol import Protocol
+from gym_llmworld.report import em_rows
 from gym_llmworld.worlds.scienceworld import canonical
 
 PROTOCOL = Protocol("test", lambda scenario: f"context of {scenario.id}")
@@ -103,6 +105,25 @@ def test_report_by_hand() -> None:
         "truth": "A hall.",
         "prediction": "A room.",
     }
+
+
+def test_partial_credit_beside_exact_match() -> None:
+    truth = "New items:\n[2] button 'a'\n\nDeleted items:\nNone\n\nUpdated items:\nNone"
+    told = truth.replace("'a'", "'b'")
+    episodes = [episode("a", ("wait", truth), ("wait", truth), won=True)]
+    backend = ScriptedBackend(lambda chat: told)
+    result = evaluate_episodes(backend, PROTOCOL, episodes, credit=lines_f1)
+    data = result.to_json(env_id="x", model="m")
+    # Three lines, of which the two "None" are right. The start has none of them, the first
+    # observation all; the marker, which the model forgets, is no part of the page.
+    expected = {"model": pytest.approx(2 / 3), "copy_baseline": 0.5, "name": "lines_f1", "n": 2}
+    assert data["credit"] == expected
+    assert [row[0] for row in em_rows(data)][-2:] == [
+        "lines_f1",
+        "lines_f1 of the last observation",
+    ]
+    plain = evaluate_episodes(backend, PROTOCOL, episodes)
+    assert "credit" not in plain.to_json(env_id="x", model="m")
 
 
 def test_lists_as_sets_beside_the_strict_figure() -> None:

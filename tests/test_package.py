@@ -11,7 +11,10 @@ from gym_llmworld.episodes import read_scenarios
 from gym_llmworld.scenarios import SHIPPED_FILE, data_folder
 from gym_llmworld.worlds import get_world, world_keys
 
-HEAVY = ("torch", "transformers", "alfworld", "textworld", "scienceworld", "matplotlib", "httpx")
+HEAVY = (
+    *("torch", "transformers", "alfworld", "textworld", "scienceworld", "matplotlib", "httpx"),
+    *("playwright", "miniwob"),
+)
 
 
 def test_import_loads_nothing_heavy() -> None:

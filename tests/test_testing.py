@@ -10,7 +10,17 @@ import pytest
 from gym_llmworld import WorldModelEnv
 from gym_llmworld.testing import check_text_env
 from gym_llmworld.worlds import get_world, world_keys
+from tests.miniwob_shared import needs_browser
 from tests.scripted_world import MODEL
+
+# The extra `web` is not part of what tests need.
+TWINS = pytest.mark.parametrize(
+    "key",
+    [
+        pytest.param(key, marks=needs_browser) if key == "miniwob" else pytest.param(key)
+        for key in world_keys()
+    ],
+)
 
 
 @pytest.mark.parametrize("key", world_keys())
@@ -18,12 +28,12 @@ def test_the_imagined_twin_conforms(key: str) -> None:
     check_text_env(gym.make(get_world(key).imagined_id, model=MODEL))
 
 
-@pytest.mark.parametrize("key", world_keys())
+@TWINS
 def test_the_real_twin_conforms(key: str) -> None:
     check_text_env(gym.make(get_world(key).real_id))
 
 
-@pytest.mark.parametrize("key", world_keys())
+@TWINS
 def test_the_twins_are_alike(key: str) -> None:
     world = get_world(key)
     imagined, real = gym.make(world.imagined_id, model=MODEL), gym.make(world.real_id)

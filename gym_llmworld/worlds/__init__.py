@@ -19,6 +19,7 @@ _MODULES = {
     "sokoban": "gym_llmworld.worlds.sokoban",
     "sudoku": "gym_llmworld.worlds.sudoku",
     "objectgames": "gym_llmworld.worlds.objects",
+    "miniwob": "gym_llmworld.worlds.miniwob",
 }
 
 

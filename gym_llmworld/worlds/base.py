@@ -38,6 +38,8 @@ class World:
         max_tokens: Upper bound of a generated observation, in tokens.
         canonical: Puts an observation's lists into one order, where the engine leaves their order
             open; None where it does not. Without a success marker.
+        credit: ``credit(prediction, truth)`` in [0, 1]: partial credit by which a predicted
+            observation is published beside exact match; None where there is none.
     """
 
     key: str
@@ -57,6 +59,7 @@ class World:
     max_observation_chars: int = 8192
     max_tokens: int = 512
     canonical: Callable[[str], str] | None = None
+    credit: Callable[[str, str], float] | None = None
 
     @property
     def imagined_id(self) -> str:
