@@ -1,6 +1,6 @@
 """ALFWorld's engine: this package's against TextWorld's, same games, same commands, one run.
 
-    python benchmarks/alfworld_engine.py --games 6 --steps 60 --json out.json
+    python -m benchmarks.alfworld_engine --games 6 --steps 60 --json out.json
 
 Both answer won and the admissible commands at every step, and must agree on every word. Times are
 CPU seconds of this process, which other work on the machine does not change much.
@@ -9,14 +9,13 @@ CPU seconds of this process, which other work on the machine does not change muc
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import random
 import statistics
 import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.measure import Report, command_line, parse
 from gym_llmworld.real.alfworld_engine import LoadedGame, Play
 from gym_llmworld.real.alfworld_games import build_game
 from gym_llmworld.real.alfworld_scenarios import game_scenario
@@ -78,31 +77,21 @@ def compare(stock: Any, data: dict[str, Any], steps: int, seed: int) -> dict[str
     }
 
 
-def main() -> None:
-    """Runs the comparison and prints it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--games", type=int, default=6, help="one of each task type per six")
-    parser.add_argument("--steps", type=int, default=60, help="per game")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    options = parser.parse_args()
-
-    specs = sample_specs("train", options.games, options.seed)
+def measure(games: int, steps: int, seed: int) -> dict[str, Any]:
+    """Plays so many games in both engines; returns the figures."""
+    specs = sample_specs("train", games, seed)
     stock = stock_engine()
     times: dict[str, list[float]] = {}
     for number, spec in enumerate(specs):
         data = build_game(spec).game_data()
-        for phase, seconds in compare(stock, data, options.steps, number).items():
+        for phase, seconds in compare(stock, data, steps, number).items():
             times.setdefault(phase, []).extend(seconds)
-    fresh = sample_specs("train", options.games, options.seed + 1)
+    fresh = sample_specs("train", games, seed + 1)
     generated = [timed(game_scenario, spec)[1] for spec in fresh]
-
     stock_rate = len(times["stock_step"]) / sum(times["stock_step"])
     rate = len(times["step"]) / sum(times["step"])
-    figures = {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "games": options.games,
+    return {
+        "games": games,
         "steps": len(times["step"]),
         "stock_steps_per_cpu_s": round(stock_rate, 1),
         "steps_per_cpu_s": round(rate, 1),
@@ -113,10 +102,24 @@ def main() -> None:
         },
         "generate_and_prove_cpu_s": round(statistics.mean(generated), 4),
     }
-    for name, value in figures.items():
-        print(f"{name:28} {value}")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Returns the command line."""
+    parser = command_line(__doc__)
+    parser.add_argument("--games", type=int, default=6, help="one of each task type per six")
+    parser.add_argument("--steps", type=int, default=60, help="per game")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def main(line: Sequence[str] | None = None) -> None:
+    """Runs the comparison, prints and writes it."""
+    options = parse(arguments(), line)
+    report = Report("alfworld_engine", options)
+    report.figures = measure(options.games, options.steps, options.seed)
+    report.list("ALFWorld's engine, stock and ours")
+    report.close()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Awaited environments against the vector environment: same model, same games, same actions.
 
-    python benchmarks/async_worlds.py --json benchmarks/results/async_worlds.json
+    python -m benchmarks.async_worlds --json benchmarks/results/async_worlds.json
 
 Two ways to step N worlds of the embedded model:
 
@@ -16,21 +16,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 
+from benchmarks.measure import Report, command_line, parse, set_threads
+from benchmarks.stepping import prepare
 from gym_llmworld.asynchronous import AsyncWorldModelEnv, make_async
 from gym_llmworld.backends import SharedBackend
 from gym_llmworld.core import Scenario
 from gym_llmworld.imagination import Imagination
-from gym_llmworld.scenarios import ScenarioStore
 from gym_llmworld.vector import WorldModelVectorEnv
 from gym_llmworld.worlds import World, get_world
 
@@ -98,13 +96,12 @@ def engine_calls(imagination: Imagination) -> int:
     return imagination.backend.stats.calls
 
 
-def compare(world: World, count: int, steps: int, turns: int) -> dict[str, Any]:
+def compare(world: World, count: int, steps: int, turns: int, threads: int) -> dict[str, Any]:
     """Lets both ways step the same worlds in turn; returns the figures."""
-    pool = ScenarioStore(world.key).of_split("train")
-    starts = [pool[i % len(pool)] for i in range(count)]
-    plans = [start.real["plan"] for start in starts]
-    # Never to the end: a solved world would no longer be asked.
-    scripts = [[plan[i % max(1, len(plan) - 1)] for i in range(steps)] for plan in plans]
+    set_threads(threads)
+    prepared = prepare(world.key, count, steps)
+    starts = [script.start for script in prepared]
+    scripts = [script.actions for script in prepared]
     taken: dict[str, list[Turn]] = {"vector": [], "async": []}
     for number in range(turns):
         for name in sorted(taken, reverse=number % 2 == 0):
@@ -125,8 +122,6 @@ def compare(world: World, count: int, steps: int, turns: int) -> dict[str, Any]:
         "worlds": count,
         "steps": steps,
         "turns": turns,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
         "equal_observations": all(
             a.texts == b.texts for a, b in zip(taken["vector"], taken["async"], strict=True)
         ),
@@ -136,21 +131,33 @@ def compare(world: World, count: int, steps: int, turns: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Reads the command line, measures, prints and writes."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def arguments() -> argparse.ArgumentParser:
+    """Returns the command line."""
+    parser = command_line(__doc__)
     parser.add_argument("--world", default="alfworld", help="whose embedded model is stepped")
     parser.add_argument("--num-envs", type=int, default=64)
     parser.add_argument("--steps", type=int, default=15, help="of every world")
     parser.add_argument("--turns", type=int, default=2, help="of each way")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    options = parser.parse_args()
+    return parser
 
-    figures = compare(get_world(options.world), options.num_envs, options.steps, options.turns)
-    for name, value in figures.items():
-        print(f"{name:20} {value}")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+def main(line: Sequence[str] | None = None) -> None:
+    """Reads the command line, measures, prints and writes."""
+    options = parse(arguments(), line)
+    report = Report("async_worlds", options)
+    report.figures = compare(
+        get_world(options.world), options.num_envs, options.steps, options.turns, options.threads
+    )
+    report.list("Awaited environments against the vector environment")
+    report.table(
+        "Both ways",
+        [{"way": way, **report.figures[way]} for way in ("vector", "async")],
+        {
+            "way": "way", "steps/s": "steps_per_second:.1f",
+            "per CPU s": "steps_per_cpu_second:.1f", "calls": "engine_calls",
+        },
+    )  # fmt: skip
+    report.close()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Imagined rollouts in a batch of worlds against one world at a time: same games, same agent.
 
-    python benchmarks/imagined_rollouts.py --json benchmarks/results/imagined_rollouts.json
-    python benchmarks/imagined_rollouts.py --agent llm:runs/agent
+    python -m benchmarks.imagined_rollouts --json benchmarks/results/imagined_rollouts.json
+    python -m benchmarks.imagined_rollouts --agent llm:runs/agent
 
 Both sides play the same games to their end with `gym_llmworld.playing.play_games`, which is what
 `training.policy` learns from: once in N worlds that step together, one batched call of the world
@@ -13,18 +13,16 @@ CPU seconds, which a shared machine distorts much less.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
+from benchmarks.measure import Report, command_line, parse, set_threads
 from gym_llmworld.agents import Agent
 from gym_llmworld.cli_worlds import agent_maker, world_of
 from gym_llmworld.core import Episode
@@ -105,34 +103,40 @@ def compare(
         "ratio_wall": many["steps_per_second"] / one["steps_per_second"],
         "ratio_cpu": many["steps_per_cpu_second"] / one["steps_per_cpu_second"],
         "equal_episodes": sum(equal) / len(equal),
-        "machine": f"{platform.machine()}, {platform.python_version()}",
     }
 
 
-def main() -> None:
-    """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def arguments() -> argparse.ArgumentParser:
+    """Returns the command line."""
+    parser = command_line(__doc__)
     parser.add_argument("--env", default="LLMWorld-ALFWorld-v0")
-    parser.add_argument("--world-model", default=None, help="default: the embedded one")
+    parser.add_argument("--world-model", help="default: the embedded one")
     parser.add_argument("--agent", default="search", help="of the world, or llm:MODEL")
     parser.add_argument("--worlds", type=int, default=32)
     parser.add_argument("--max-steps", type=int, default=25)
     parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--json", type=Path, default=None)
-    options = parser.parse_args()
-    result = compare(
+    return parser
+
+
+def main(line: Sequence[str] | None = None) -> None:
+    """Measures, prints and writes."""
+    options = parse(arguments(), line)
+    report = Report("imagined_rollouts", options)
+    set_threads(options.threads)
+    report.figures = compare(
         options.env, {"model": options.world_model}, options.agent, options.worlds,
         options.max_steps, options.turns,
     )  # fmt: skip
-    for name, row in result["rows"].items():
-        print(
-            f"{name:12} {row['steps_per_second']:8.1f} steps/s wall, "
-            f"{row['steps_per_cpu_second']:8.1f} per CPU second"
-        )
-    print(f"ratio {result['ratio_wall']:.1f} wall, {result['ratio_cpu']:.1f} CPU")
-    print(f"equal episodes {result['equal_episodes']:.2f}")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    report.list("Imagined rollouts, many worlds against one")
+    report.table(
+        "Both sides",
+        [{"side": side, **row} for side, row in report.figures["rows"].items()],
+        {
+            "side": "side", "steps/s": "steps_per_second:.1f",
+            "per CPU s": "steps_per_cpu_second:.1f", "steps": "steps",
+        },
+    )  # fmt: skip
+    report.close()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Served worlds: this package's client against the loop that peers use, same server, same model.
 
-    python benchmarks/servers.py --world alfworld --json out.json          # starts a vLLM server
-    python benchmarks/servers.py --url http://127.0.0.1:8000/v1 --pid 123  # one that already runs
+    python -m benchmarks.servers --world alfworld --json out.json          # starts a vLLM server
+    python -m benchmarks.servers --url http://127.0.0.1:8000/v1 --pid 123  # one that already runs
 
 Three ways to step N worlds by one action each:
 
@@ -19,15 +19,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import platform
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +32,8 @@ import gymnasium as gym
 import httpx
 
 import gym_llmworld  # noqa: F401 - registers the environments
+from benchmarks.measure import Aim, Clock, Report, command_line, parse, sizes
+from benchmarks.stepping import endless
 from gym_llmworld.backends.openai_server import OpenAIBackend
 from gym_llmworld.checkpoints import checkpoint_style, embedded_model
 from gym_llmworld.cli_serve import plan
@@ -45,40 +44,6 @@ from gym_llmworld.vector import WorldModelVectorEnv
 from gym_llmworld.worlds import get_world
 
 PATIENCE_SECONDS = 1800.0
-
-
-@dataclass
-class Clock:
-    """Wall and CPU seconds of one way of stepping.
-
-    Attributes:
-        pids: Processes whose CPU seconds count.
-        wall: Seconds so far.
-        cpu: CPU seconds so far.
-        texts: What the worlds answered, step by step.
-    """
-
-    pids: Sequence[int]
-    wall: float = 0.0
-    cpu: float = 0.0
-    texts: list[tuple[str, ...]] = field(default_factory=list)
-
-    def step(self, act: Callable[[], Sequence[str]]) -> None:
-        """Measures one step of all worlds."""
-        wall, cpu = time.perf_counter(), self._cpu()
-        texts = act()
-        self.wall += time.perf_counter() - wall
-        self.cpu += self._cpu() - cpu
-        self.texts.append(tuple(texts))
-
-    def _cpu(self) -> float:
-        return time.process_time() + sum(map(cpu_seconds, self.pids))
-
-
-def cpu_seconds(pid: int) -> float:
-    """Returns the CPU seconds that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def family(pid: int) -> list[int]:
@@ -174,12 +139,11 @@ def compare(
         )
         ways[name] = peers.step
     clocks = {name: Clock(pids) for name in ways}
-    plans = [start.real["plan"] for start in starts]
-    for i in range(steps):
-        # Never to the end: a solved world would no longer be asked.
-        actions = [moves[i % max(1, len(moves) - 1)] for moves in plans]
+    said: dict[str, list[Sequence[str]]] = {name: [] for name in ways}
+    scripts = [endless(start.real["plan"], steps) for start in starts]
+    for actions in zip(*scripts, strict=True):
         for name, step in ways.items():
-            clocks[name].step(lambda step=step, actions=actions: step(actions))  # type: ignore[misc]
+            said[name].append(clocks[name].time(step, actions))
     envs.close()
     taken = count * steps
     rows = {
@@ -196,7 +160,7 @@ def compare(
         "steps": taken,
         "equal_observations": sum(
             a == b.removesuffix(" [SUCCESS]")
-            for ours, theirs in zip(clocks["ours"].texts, clocks["peers"].texts, strict=True)
+            for ours, theirs in zip(said["ours"], said["peers"], strict=True)
             for a, b in zip(ours, theirs, strict=True)
         ),
         **rows,
@@ -234,16 +198,21 @@ def serving(world_key: str) -> Iterator[tuple[str, int]]:
         process.wait(timeout=60)
 
 
-def main() -> None:
-    """Reads the command line, measures, prints and writes."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def arguments() -> argparse.ArgumentParser:
+    """Returns the command line."""
+    parser = command_line(__doc__)
     parser.add_argument("--world", default="alfworld", help="whose embedded model is served")
     parser.add_argument("--url", help="a vLLM server of it that already runs")
     parser.add_argument("--pid", type=int, help="its process")
-    parser.add_argument("--num-envs", default="1,8,64")
+    parser.add_argument("--num-envs", type=sizes, default="1,8,64")
     parser.add_argument("--steps", type=int, default=4, help="of every world")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    return parser
+
+
+def main(line: Sequence[str] | None = None) -> None:
+    """Reads the command line, measures, prints and writes."""
+    options = parse(arguments(), line)
+    report = Report("servers", options)
     style = checkpoint_style(embedded_model(options.world), options.world)
     store = ScenarioStore(options.world)
     pool = [s for split in store.splits() for s in store.of_split(split) if s.real.get("plan")]
@@ -256,39 +225,31 @@ def main() -> None:
     with server as (url, pid):
         pids = family(pid) if pid else []
         compare(options.world, url, style, pool[-1:], 1, pids)  # warm-up
-        for size in map(int, options.num_envs.split(",")):
+        for size in options.num_envs:
             # Other games for every size, whose beginnings the server has not seen yet.
             starts, pool = pool[:size], pool[size:]
             rows.append(compare(options.world, url, style, starts, options.steps, pids))
-            print(describe(rows[-1]), flush=True)
-    if options.json:
-        report = {"world": options.world, "rows": rows, "machine": machine()}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
-
-
-def describe(row: dict[str, Any]) -> str:
-    """Returns one line of the table."""
-    speeds = ", ".join(
-        f"{name} {row[name]['observations_per_second']:.1f}/s"
-        f" ({row[name]['observations_per_cpu_second']:.1f} per CPU second)"
-        for name in ("peers", "threads", "ours")
-    )
-    return (
-        f"{row['worlds']:>3} worlds: {speeds}; ours x{row['ratio_to_peers']:.1f} of peers and "
-        f"x{row['ratio_to_threads']:.1f} of threads (per CPU second x"
-        f"{row['cpu_ratio_to_peers']:.1f} and x{row['cpu_ratio_to_threads']:.1f}); "
-        f"{row['equal_observations']} of {row['steps']} observations equal"
-    )
-
-
-def machine() -> dict[str, Any]:
-    """Returns what the figures depend on; a load above the cores says that it was shared."""
-    return {
-        "processors": os.cpu_count(),
-        "load": os.getloadavg(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-    }
+            report.say(f"{size} worlds: {rows[-1]['ratio_to_threads']:.1f} times the threads")
+    report.figures["rows"] = rows
+    for row in rows:
+        if row["worlds"] == 64:
+            ratio = row["ratio_to_threads"]
+            report.aims.append(Aim("64 worlds over the peers' concurrent loop", ratio, 3.0))
+    ways = ("ours", "peers", "threads")
+    report.table(
+        "Observations per second through the same vLLM server",
+        [
+            {**row, **{name: row[name]["observations_per_second"] for name in ways}}
+            for row in rows
+        ],
+        {
+            "worlds": "worlds", **{name: f"{name}:.1f" for name in ways},
+            "x peers": "ratio_to_peers:.1f", "x threads": "ratio_to_threads:.1f",
+            "CPU: x peers": "cpu_ratio_to_peers:.1f", "CPU: x threads": "cpu_ratio_to_threads:.1f",
+            "equal": "equal_observations", "of": "steps",
+        },
+    )  # fmt: skip
+    report.close()
 
 
 if __name__ == "__main__":

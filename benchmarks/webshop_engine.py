@@ -1,6 +1,6 @@
 """The bundled WebShop: how fast it builds its shop and answers, and how well its customers shop.
 
-    python benchmarks/webshop_engine.py --games 200 --json out.json
+    python -m benchmarks.webshop_engine --games 200 --json out.json
 
 Plays held-out goals with every agent. Times are CPU seconds of this process; an agent's own time
 is not counted.
@@ -9,13 +9,11 @@ is not counted.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.measure import Report, command_line, parse
 from gym_llmworld.agents import Agent
 from gym_llmworld.collection import play
 from gym_llmworld.real.webshop_env import WebShopEnv
@@ -48,18 +46,14 @@ class Clocked:
         return action
 
 
-def main() -> None:
-    """Runs the benchmark and prints it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--games", type=int, default=200, help="held-out goals")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    options = parser.parse_args()
+def measure(games: int) -> dict[str, Any]:
+    """Builds the shops and plays held-out goals; returns the figures."""
     started = time.process_time()
     shops = [generated_catalogue(seed) for seed in TRAIN_SHOPS]
     for shop in shops:
         assert shop.index is not None
     built = (time.process_time() - started) / len(shops)
-    specs = all_specs("valid")[:: max(1, 6000 // options.games)][: options.games]
+    specs = all_specs("valid")[:: max(1, 6000 // games)][:games]
     started = time.process_time()
     scenarios = [goal_scenario(spec, shops[int(spec.shop)]) for spec in specs]
     described = (time.process_time() - started) / len(scenarios)
@@ -84,22 +78,31 @@ def main() -> None:
             "steps": round(steps / len(episodes), 1),
             "steps_per_cpu_s": round(steps / seconds),
         }
-    figures: dict[str, Any] = {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
+    return {
         "products_per_shop": len(shops[0].products),
         "goals_per_shop": len(shops[0].goals),
         "build_cpu_s": round(built, 2),
         "describe_goal_cpu_ms": round(1000 * described, 2),
         "agents": agents,
     }
-    for key, value in figures.items():
-        if key != "agents":
-            print(f"{key:22} {value}")
-    for name, row in agents.items():
-        print(f"{name:10} " + "  ".join(f"{key} {value}" for key, value in row.items()))
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Returns the command line."""
+    parser = command_line(__doc__)
+    parser.add_argument("--games", type=int, default=200, help="held-out goals")
+    return parser
+
+
+def main(line: Sequence[str] | None = None) -> None:
+    """Runs the benchmark, prints and writes it."""
+    options = parse(arguments(), line)
+    report = Report("webshop_engine", options)
+    report.figures = measure(options.games)
+    report.list("The bundled WebShop")
+    agents = [{"agent": name, **row} for name, row in report.figures["agents"].items()]
+    report.table("Its customers", agents, {key: key for key in agents[0]})
+    report.close()
 
 
 if __name__ == "__main__":

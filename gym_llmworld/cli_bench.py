@@ -95,7 +95,13 @@ def _drive(envs: WorldModelVectorEnv, make: Callable[[], Agent], steps: int, see
 
 
 def step_cost(
-    env_id: str, *, action: str, steps: int, seed: int, options: Mapping[str, Any]
+    env_id: str,
+    *,
+    action: str,
+    steps: int,
+    seed: int,
+    options: Mapping[str, Any],
+    episodes: int = COST_EPISODES,
 ) -> list[float]:
     """Measures what each step of a growing episode costs.
 
@@ -109,9 +115,9 @@ def step_cost(
     made = gym.make(env_id, disable_env_checker=True, max_episode_steps=steps + 1, **options)
     env = made.unwrapped
     assert isinstance(env, WorldModelEnv)
-    episodes = [_step_seconds(env, action, steps, seed + i) for i in range(COST_EPISODES)]
+    costs = [_step_seconds(env, action, steps, seed + i) for i in range(episodes)]
     made.close()
-    return [min(column) for column in zip(*episodes, strict=False)]
+    return [min(column) for column in zip(*costs, strict=False)]
 
 
 def _step_seconds(env: WorldModelEnv, action: str, steps: int, seed: int) -> list[float]:

@@ -1,0 +1,1 @@
+"""Programs that measure: ``python -m benchmarks.worlds --help``; see README.md here."""
