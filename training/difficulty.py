@@ -23,20 +23,27 @@ import hashlib
 import json
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from gym_llmworld.backends.base import Backend
-from gym_llmworld.backends.hf import HFBackend
+from gym_llmworld.backends.hf import HFBackend, stop_tokens
+from gym_llmworld.backends.hf_chat import ChatEncoder
+from gym_llmworld.backends.hf_sampling import Draw
 from gym_llmworld.core import Completion, Sampling
-from gym_llmworld.errors import DataError, WorldModelError
+from gym_llmworld.errors import BackendError, DataError, WorldModelError
 from gym_llmworld.worlds import get_world
 from training.card import claim, write_atomically
 from training.config import SCRATCH, Config, config_of
 from training.data import Conversations, read_conversations
 from training.embedders import DEFAULT_EMBEDDER, Embedder, SentenceEmbedder
+from training.groups import Sample, sample_groups, sharing_works
 from training.grpo_config import add_run_options, plain_files
 from training.rewards import Weighted, make_rewards, weighted_sum
 from training.sft import train
@@ -156,7 +163,7 @@ def split(
 
 def judge(
     transitions: Sequence[Transition],
-    backend: Backend,
+    predict: Predict,
     chosen: Filter,
     output: Path,
     *,
@@ -167,7 +174,7 @@ def judge(
 
     Args:
         transitions: Which.
-        backend: Serves the filter model.
+        predict: Asks the filter model.
         chosen: How to judge.
         output: Folder; transitions that are in it already are not predicted again.
         embedder: Instead of the one that ``chosen`` names.
@@ -186,7 +193,7 @@ def judge(
     with file.open("a", encoding="utf-8") as log:
         for start in range(0, len(waiting), batch):
             some = waiting[start : start + batch]
-            told = _predict(some, backend, chosen)
+            told = predict(some, chosen)
             rows = [one.row() for one in some for _ in range(chosen.samples)]
             columns = {k: [row[k] for row in rows] for k in ("truth", "previous", "state")}
             scores = weighted_sum(chosen.rewards, rewards, told, columns)
@@ -199,22 +206,70 @@ def judge(
             yield len(transitions) - len(waiting) + start + len(some), len(transitions)
 
 
-def _predict(some: Sequence[Transition], backend: Backend, chosen: Filter) -> list[str]:
-    """Returns the predictions of each transition in turn; cut-off ones are empty."""
-    chats = [one.prompt for one in some for _ in range(chosen.samples)]
-    samplings = [
-        Sampling(
-            chosen.temperature,
-            max_tokens=get_world(one.world).max_tokens,
-            seed=int(hashlib.sha256(f"{chosen.seed}/{one.id}/{i}".encode()).hexdigest()[:8], 16),
-        )
-        for one in some
-        for i in range(chosen.samples)
-    ]
-    return [
-        done.text if isinstance(done, Completion) and done.finish_reason == "stop" else ""
-        for done in backend.generate(chats, samplings)
-    ]
+Predict = Callable[[Sequence[Transition], Filter], list[str]]
+"""``predict(transitions, filter)``: `Filter.samples` predictions of each in turn; cut-off ones are
+empty. What is drawn follows from the filter's seed, the transition and the number of the prediction
+alone, so that a run which was killed goes on as if it had not been."""
+
+
+def by_backend(backend: Backend) -> Predict:
+    """Returns predictions of any backend, each a request of its own."""
+
+    def predict(some: Sequence[Transition], chosen: Filter) -> list[str]:
+        chats = [one.prompt for one in some for _ in range(chosen.samples)]
+        samplings = [
+            Sampling(
+                chosen.temperature,
+                max_tokens=get_world(one.world).max_tokens,
+                seed=int(hashlib.sha256(name.encode()).hexdigest()[:8], 16),
+            )
+            for one in some
+            for name in _names(one, chosen)
+        ]
+        return [
+            done.text if isinstance(done, Completion) and done.finish_reason == "stop" else ""
+            for done in backend.generate(chats, samplings)
+        ]
+
+    return predict
+
+
+def by_groups(model: Any, tokenizer: Any, name: str) -> Predict:
+    """Returns predictions that share their prompt; see `training.groups.sharing_works`.
+
+    Args:
+        model: Whose they are.
+        tokenizer: With a chat template.
+        name: Of the model, for messages.
+    """
+    encoder = ChatEncoder(tokenizer, name)
+    stops = stop_tokens(model, tokenizer, encoder.turn_end)
+
+    def predict(some: Sequence[Transition], chosen: Filter) -> list[str]:
+        ids = []
+        for encoded in encoder.encode([one.prompt for one in some]):
+            if isinstance(encoded, BackendError):
+                raise encoded
+            ids.append(encoded.tolist())
+        groups = [
+            [Sample(Draw(chosen.temperature, 1.0, Random(name))) for name in _names(one, chosen)]
+            for one in some
+        ]
+        longest = max(get_world(one.world).max_tokens for one in some)
+        sample_groups(model.eval(), ids, groups, stops, longest)
+        return [
+            encoder.decode([token for token in sample.tokens if token not in stops])
+            if sample.finished
+            else ""
+            for group in groups
+            for sample in group
+        ]
+
+    return predict
+
+
+def _names(one: Transition, chosen: Filter) -> list[str]:
+    return [f"{chosen.seed}/{one.id}/{i}" for i in range(chosen.samples)]
 
 
 def _samples(file: Path) -> list[dict[str, Any]]:
@@ -313,13 +368,21 @@ def run(config: Config, chosen: Filter, filter_model: str | None, command: str) 
             print(f"fitting the filter model on {len(tenth.items)} episodes ...")
             fit = replace(config, output=Path(filter_model), eval_data=())
             train(fit, tenth, Conversations(), command)
-    backend = HFBackend(filter_model, threads=config.threads or None)
     shown = -1
-    for done, n in judge(transitions, backend, chosen, config.output):
+    for done, n in judge(transitions, _predictions(filter_model, config), chosen, config.output):
         if 20 * done // n > shown:
             shown = 20 * done // n
             print(f"{done} of {n} transitions judged", flush=True)
     return decide(transitions, chosen, config.output)
+
+
+def _predictions(filter_model: str, config: Config) -> Predict:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    model = AutoModelForCausalLM.from_pretrained(filter_model, dtype=torch.float32)
+    if sharing_works(model, config.context) is not None:
+        return by_backend(HFBackend(filter_model, threads=config.threads or None))
+    return by_groups(model, AutoTokenizer.from_pretrained(filter_model), filter_model)
 
 
 def parser() -> argparse.ArgumentParser:

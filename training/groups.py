@@ -141,7 +141,8 @@ class _Decoder:
         layers = model.config.get_text_config().num_hidden_layers
         self._cache = Cache(layers=[SlotLayer(self._window) for _ in range(layers)])
         for layer in self._cache.layers:
-            layer.rows, layer.capacity = len(prompts), self._width + self._group * max_tokens
+            layer.rows = layer.room = len(prompts)
+            layer.capacity = self._width + self._group * max_tokens
 
     def run(self, stops: frozenset[int], max_tokens: int) -> None:
         """Generates until every answer has ended."""

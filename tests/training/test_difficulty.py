@@ -7,15 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytest.importorskip("trl")
 
 from gym_llmworld.backends.base import BackendStats
+from gym_llmworld.backends.hf import HFBackend
 from gym_llmworld.core import Completion, Message, Sampling
 from gym_llmworld.errors import BackendError, ContextOverflow, DataError
 from tests.training.test_grpo import base, files  # noqa: F401 - fixtures
 from training.data import read_conversations
-from training.difficulty import Filter, decide, in_tenth, judge, main, split
+from training.difficulty import (
+    Filter,
+    by_backend,
+    by_groups,
+    decide,
+    in_tenth,
+    judge,
+    main,
+    split,
+)
 from training.grpo_config import kept_ids
 from training.rewards import Weighted
 from training.transitions import Transition, read_transitions
@@ -71,7 +83,11 @@ SOME = [transition(action) for action in (*RIGHT, "too long", "endless")]
 def test_one_right_sample_makes_a_transition_easy(tmp_path: Path) -> None:
     """Mean > 0, strictly: with >= everything would be easy (RWML's own numbers fit > only)."""
     backend = Scripted(RIGHT)
-    assert list(judge(SOME, backend, EXACT, tmp_path, batch=4)) == [(0, 6), (4, 6), (6, 6)]
+    assert list(judge(SOME, by_backend(backend), EXACT, tmp_path, batch=4)) == [
+        (0, 6),
+        (4, 6),
+        (6, 6),
+    ]
     assert len(backend.seeds) == 60
     found = decide(SOME, Filter((Weighted("exact"),), keep_easy=0.0), tmp_path)
     assert (found.n, found.easy, found.kept, found.unscored) == (6, 3, 3, 0)
@@ -100,17 +116,17 @@ def test_easy_ones_are_kept_now_and_then_and_always_the_same() -> None:
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     first, second = Scripted(RIGHT, dies_after=3), Scripted(RIGHT)
     with pytest.raises(KeyboardInterrupt):
-        list(judge(SOME, first, EXACT, tmp_path, batch=1))
+        list(judge(SOME, by_backend(first), EXACT, tmp_path, batch=1))
     file = tmp_path / "samples.jsonl"
     # What a kill in the middle of a write leaves.
     file.write_text(file.read_text() + '{"id": "alw')
     with pytest.raises(DataError, match="3 of 6 transitions are not judged yet"):
         decide(SOME, EXACT, tmp_path)
-    list(judge(SOME, second, EXACT, tmp_path, batch=2))
+    list(judge(SOME, by_backend(second), EXACT, tmp_path, batch=2))
     assert second.asked == ["always", "too long", "endless"]
     undisturbed = tmp_path / "other"
     undisturbed.mkdir()
-    list(judge(SOME, Scripted(RIGHT), EXACT, undisturbed))
+    list(judge(SOME, by_backend(Scripted(RIGHT)), EXACT, undisturbed))
     assert file.read_bytes() == (undisturbed / "samples.jsonl").read_bytes()
     file.write_text("no json\n")
     with pytest.raises(DataError, match="is damaged"):
@@ -130,6 +146,18 @@ def test_the_filter_model_never_sees_what_it_judges(files: tuple[Path, Path]) ->
     assert 0.08 < share < 0.12
     with pytest.raises(DataError, match="expected some of both"):
         split(tenth, rest[:0], seed=0)
+
+
+def test_shared_prompts_predict_as_single_requests(files: tuple[Path, Path], base: Path) -> None:  # noqa: F811
+    some = read_transitions(files[1:], "engine")[:12]
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    shared = by_groups(model, AutoTokenizer.from_pretrained(base), "base")
+    # Cold enough to be greedy: the two draw from different random numbers.
+    cold = Filter(samples=3, temperature=1e-4)
+    assert shared(some, cold) == by_backend(HFBackend(str(base), threads=1))(some, cold)
+    warm = Filter(samples=8, temperature=1.5)
+    assert len(set(shared(some[:1], warm))) > 1
+    assert shared(some[3:5], warm) == shared(some[3:5], warm)
 
 
 @pytest.mark.parametrize("given", [True, False])
