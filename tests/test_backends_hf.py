@@ -186,7 +186,8 @@ def test_only_new_tokens_are_computed(backend: HFBackend) -> None:
     assert backend.stats.generated_tokens == 36
 
 
-def test_generated_tokens_are_kept(backend: HFBackend) -> None:
+def test_generated_tokens_are_kept(folder: Path) -> None:
+    backend = HFBackend(str(folder), guesses=0)
     answer = "You pick up the plate 1"
     ids = backend.tokenizer(answer, add_special_tokens=False)["input_ids"]
     forced = iter([*ids, min(backend.stops)])
@@ -529,7 +530,7 @@ def test_a_failure_leaves_no_wrong_keys_behind(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(backend.runner, "_step", interrupt)
+        patch.setattr(backend.runner, "_decode", interrupt)
         with pytest.raises(KeyboardInterrupt):
             backend.generate([longer], [Sampling()])
     [answer] = ask(backend, [longer])
@@ -568,6 +569,7 @@ def test_malformed_requests(backend: HFBackend) -> None:
         ({"dtype": "int8"}, "dtype must be 'auto' or one of float32"),
         ({"max_slots": 0}, "max_slots must be at least 1"),
         ({"threads": 0}, "threads must be at least 1"),
+        ({"guesses": -1}, "guesses must be at least 0"),
         ({"max_context": 513}, "made for at most 512 tokens"),
     ],
 )

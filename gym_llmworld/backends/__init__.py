@@ -32,7 +32,7 @@ __all__ = [
     "load_backend",
 ]
 
-BACKENDS = ("auto", "hf", "openai", "scripted", "vllm")
+BACKENDS = ("auto", "hf", "llamacpp", "openai", "scripted", "vllm")
 _SCRIPTED = "scripted:"
 _URL = ("http://", "https://")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(?:/[\w-][\w.-]*)?")
@@ -50,7 +50,8 @@ class BackendConfig:
 
     Attributes:
         model: A folder is absolute.
-        backend: ``"hf"``, ``"openai"``, ``"scripted"`` or ``"vllm"``, never ``"auto"``.
+        backend: ``"hf"``, ``"llamacpp"``, ``"openai"``, ``"scripted"`` or ``"vllm"``, never
+            ``"auto"``.
         options: Keyword arguments of the backend, sorted by name.
     """
 
@@ -69,12 +70,12 @@ class BackendConfig:
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         kind = _kind(model)
-        if (kind, backend) == ("hf", "vllm"):
-            kind = "vllm"
+        if kind == "hf" and backend in ("llamacpp", "vllm"):
+            kind = backend
         if backend not in ("auto", kind):
             # Without the model: a URL may carry a password.
             raise ValueError(f"backend={backend!r} cannot serve this model; {kind!r} can")
-        if kind in ("hf", "vllm"):
+        if kind in ("hf", "llamacpp", "vllm"):
             model = _place(model)
         return cls(model, kind, tuple(sorted(options.items())))
 
@@ -161,10 +162,12 @@ def load_backend(model: str, backend: str = "auto", **options: Any) -> SharedBac
         model: A checkpoint folder, a Hugging Face hub id, the URL of an OpenAI-compatible server,
             or ``"scripted:module:function"``.
         backend: ``"auto"``, or the backend that must serve it: ``"hf"``, ``"openai"``,
-            ``"scripted"``; ``"vllm"`` takes what ``"hf"`` does, and only when asked for.
+            ``"scripted"``; ``"vllm"`` and ``"llamacpp"`` take what ``"hf"`` does, and only when
+            asked for.
         **options: Keyword arguments of the backend (`gym_llmworld.backends.hf.HFBackend`,
             `gym_llmworld.backends.openai_server.OpenAIBackend`,
-            `gym_llmworld.backends.vllm_engine.VLLMBackend`); plain values, because engines are
+            `gym_llmworld.backends.vllm_engine.VLLMBackend`,
+            `gym_llmworld.backends.llamacpp.LlamaCppBackend`); plain values, because engines are
             shared by them.
 
     Raises:
@@ -231,6 +234,12 @@ def _load(config: BackendConfig) -> Engine:
         from gym_llmworld.backends.vllm_engine import VLLMBackend
 
         return VLLMBackend(config.model, **options)
+    if config.backend == "llamacpp":
+        if importlib.util.find_spec("llama_cpp") is None:
+            raise MissingDependency("llama_cpp", "llamacpp")
+        from gym_llmworld.backends.llamacpp import LlamaCppBackend
+
+        return LlamaCppBackend(config.model, **options)
     for package in ("torch", "transformers"):
         if importlib.util.find_spec(package) is None:
             raise MissingDependency(package, "hf")

@@ -27,6 +27,8 @@ class BackendStats:
         forwards: Forward passes of the model.
         evictions: Conversations whose keys and values made room for others.
         cache_bytes: Memory that keys and values take up now.
+        guessed_tokens: Tokens guessed ahead and checked together.
+        confirmed_tokens: Those of them that the model wrote.
     """
 
     calls: int = 0
@@ -37,6 +39,8 @@ class BackendStats:
     forwards: int = 0
     evictions: int = 0
     cache_bytes: int = 0
+    guessed_tokens: int = 0
+    confirmed_tokens: int = 0
 
 
 @runtime_checkable

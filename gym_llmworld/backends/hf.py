@@ -52,6 +52,10 @@ class HFBackend:
         max_cache_bytes: Most memory for keys and values; None for 1 GiB on a CPU and half of what
             is free on a GPU.
         threads: CPU threads of torch, for the whole process; None to leave them alone.
+        guesses: Most tokens of a greedy answer that are guessed from the conversation and checked
+            together, in one forward pass, which changes no answer: 0 for none, None to decide by
+            the number of conversations asked at once. Where temperature is above 0, nothing is
+            guessed.
 
     Attributes:
         name: The model.
@@ -76,8 +80,11 @@ class HFBackend:
         max_slots: int = 256,
         max_cache_bytes: int | None = None,
         threads: int | None = None,
+        guesses: int | None = None,
     ) -> None:
         _check_options(max_context, max_slots, max_cache_bytes, threads)
+        if guesses is not None and guesses < 0:
+            raise ValueError(f"guesses must be at least 0 (0 is none), got {guesses}")
         if threads is not None:
             torch.set_num_threads(threads)
         target = _device(device)
@@ -86,7 +93,9 @@ class HFBackend:
         tokenizer = _load(model, AutoTokenizer.from_pretrained, "tokenizer")
         chats = ChatEncoder(tokenizer, model)
         self._serve(_load_model(model, target, kind), tokenizer, chats, model, max_context)
-        self.runner: Any = self._make_runner(max_slots, max_cache_bytes)
+        self.runner: Any = self._make_runner(
+            max_slots, max_cache_bytes, frozen=True, guesses=guesses
+        )
         self.max_context: int | None = self._context
 
     @classmethod
@@ -338,15 +347,24 @@ class HFBackend:
             forwards=runner.forwards,
             evictions=runner.slots.evictions if runner.slots else 0,
             cache_bytes=runner.slots.nbytes if runner.slots else 0,
+            guessed_tokens=runner.guessed,
+            confirmed_tokens=runner.confirmed,
         )
 
-    def _make_runner(self, max_slots: int, max_bytes: int | None) -> SlotRunner | RowRunner:
+    def _make_runner(
+        self,
+        max_slots: int,
+        max_bytes: int | None,
+        *,
+        frozen: bool = False,
+        guesses: int | None = None,
+    ) -> SlotRunner | RowRunner:
         reason = slots_serve(self.model, self._context)
         if reason is None:
             layers = self.model.config.get_text_config().num_hidden_layers
             budget = max_bytes or _cache_bytes(self.model.device)
             slots = Slots(layers, self._context, max_slots, budget)
-            runner = SlotRunner(self.model, self.stops, slots)
+            runner = SlotRunner(self.model, self.stops, slots, frozen=frozen, guesses=guesses)
             with torch.inference_mode():
                 reason = runner.check()
             if reason is None:

@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicCache, DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from gym_llmworld.backends import hf_forward
+from gym_llmworld.backends.hf_attention import packed_attention
+from gym_llmworld.backends.hf_guess import continuation
 from gym_llmworld.backends.hf_sampling import Draw, pick
 from gym_llmworld.backends.hf_slots import Job, Slots
 
@@ -34,37 +36,9 @@ _LOGITS = 2**26
 _ALIGN = 8
 _MOST_PACKED_QUERIES = 64
 _ATTENTION = "llmworld_sdpa"
-
-
-def packed_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of a few new tokens with grouped queries, without repeating keys and values.
-
-    transformers does this for one new token; for several it repeats the keys and values of the
-    whole conversation for each group, which costs more than the attention itself. `SlotRunner` asks
-    for it with a mask that is already repeated, ``[rows, 1, groups * tokens, length]``; with any
-    other mask this is `sdpa_attention_forward`.
-    """
-    rows, heads, tokens, size = query.shape
-    groups = heads // key.shape[1]
-    if attention_mask is None or groups == 1 or attention_mask.shape[2] != groups * tokens:
-        mask = None if attention_mask is None else attention_mask[:, :, :tokens]
-        result: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, mask, scaling=scaling, **kwargs
-        )
-        return result
-    packed = query.reshape(rows, key.shape[1], groups * tokens, size)
-    output = torch.nn.functional.scaled_dot_product_attention(
-        packed, key, value, attn_mask=attention_mask, scale=scaling
-    )
-    return output.reshape(rows, heads, tokens, -1).transpose(1, 2).contiguous(), None
+# Most tokens guessed per conversation, and most of a forward pass that checks guesses.
+_MOST_GUESSES = 16
+_MOST_CHECKED = {"cpu": 128, "cuda": 0}
 
 
 def _accept(job: Job, token: int, logprob: float, stops: frozenset[int]) -> None:
@@ -111,14 +85,29 @@ class SlotRunner:
         model: Attends to the whole conversation in every layer; see `serves`.
         stops: Tokens that end a turn.
         slots: Where keys and values are kept.
+        frozen: The weights never change, so that they may be laid out anew for speed.
+        guesses: Most tokens of a greedy answer that are guessed from the conversation itself and
+            checked together, in one forward pass; 0 for none, None to decide by the size of the
+            batch.
 
     Attributes:
         forwards: Forward passes so far.
+        guessed: Tokens guessed so far.
+        confirmed: Those of them that were right.
     """
 
-    def __init__(self, model: Any, stops: frozenset[int], slots: Slots) -> None:
+    def __init__(
+        self,
+        model: Any,
+        stops: frozenset[int],
+        slots: Slots,
+        *,
+        frozen: bool = False,
+        guesses: int | None = 0,
+    ) -> None:
         self.model, self.stops, self.slots = model, stops, slots
-        self.forwards = 0
+        self.forwards = self.guessed = self.confirmed = 0
+        self._guesses = guesses
         self._device, self._dtype = model.device, model.dtype
         self._together = _TOGETHER[self._device.type]
         config = model.config.get_text_config()
@@ -130,6 +119,9 @@ class SlotRunner:
             model.set_attn_implementation(_ATTENTION)
             heads = config.num_attention_heads
             self._repeat = heads // (getattr(config, "num_key_value_heads", None) or heads)
+        self._packed: hf_forward.PackedForward | None = None
+        if frozen and hf_forward.serves(model):
+            self._packed = hf_forward.PackedForward(model)
 
     def check(self) -> str | None:
         """Compares a few turns with the model's plain forward pass.
@@ -157,7 +149,7 @@ class SlotRunner:
                 if not np.allclose(expected, job.logprobs[: len(expected)], atol=tolerance):
                     return "its forward pass treats masks, positions or caches in its own way"
         self.slots.forget()
-        self.forwards = 0
+        self.forwards = self.guessed = self.confirmed = 0
         return None
 
     def run(self, jobs: Sequence[Job]) -> None:
@@ -273,10 +265,68 @@ class SlotRunner:
         active = [job for job in jobs if job.finish is None]
         while active:
             self.slots.gather(active)
+            if most := self._affordable_guesses(active):
+                self._check_guesses(active, most)
+                active = [job for job in active if job.finish is None]
+                continue
             batch = self._batch(active)
             while all(job.finish is None for job in active):
                 self._step(batch)
             active = [job for job in active if job.finish is None]
+
+    def _affordable_guesses(self, jobs: Sequence[Job]) -> int:
+        """Returns how many tokens of each answer are worth guessing, 0 for none."""
+        if not any(job.draw is not None and job.draw.temperature == 0 for job in jobs):
+            return 0
+        if self._guesses is not None:
+            return self._guesses
+        most = _MOST_CHECKED[self._device.type] // len(jobs) - 1
+        return min(_MOST_GUESSES, most) if most > 1 else 0
+
+    def _check_guesses(self, jobs: Sequence[Job], most: int) -> None:
+        """Feeds the last token of every job and guesses what follows; keeps what was right.
+
+        Up to its first wrong token a guess is what greedy decoding would have fed, so that the
+        answer is the same, and so is the token after it.
+        """
+        fed = []
+        for job in jobs:
+            guess: list[int] = []
+            if job.draw is not None and job.draw.temperature == 0:
+                room = job.end - len(job.ids) - len(job.tokens) - 1
+                guess = continuation(job.ids, job.tokens, min(most, room))
+            fed.append([job.tokens[-1], *guess])
+        first, width = min(job.row for job in jobs), max(map(len, fed))
+        rows = max(job.row for job in jobs) - first + 1
+        ids, positions = np.zeros((2, rows, width), np.int64)
+        writes = np.full((rows, width), self.slots.capacity - 1)
+        for job, tokens in zip(jobs, fed, strict=True):
+            row, start = job.row - first, width - len(tokens)
+            ids[row, start:] = tokens
+            positions[row, start:] = np.arange(job.position, job.position + len(tokens))
+            writes[row, start:] = positions[row, start:]
+        seen = torch.from_numpy(positions).to(self._device)
+        length = self._visible(int(positions.max()) + 1)
+        logits = self._forward(
+            first, torch.from_numpy(ids).to(self._device), seen,
+            torch.from_numpy(writes).to(self._device), self._mask(seen, length), length, width,
+        )  # fmt: skip
+        values, choices = logits.float().log_softmax(-1).max(-1)
+        logprobs, best = values.tolist(), choices.tolist()
+        for job, tokens in zip(jobs, fed, strict=True):
+            row = job.row - first
+            if job.draw is None or job.draw.temperature > 0:
+                picked, logprob = pick(logits[row, -1:], [job.draw])
+                job.position += 1
+                _accept(job, int(picked[0]), logprob[0], self.stops)
+                continue
+            self.guessed += len(tokens) - 1
+            for i, column in enumerate(range(width - len(tokens), width)):
+                job.position += 1
+                _accept(job, best[row][column], logprobs[row][column], self.stops)
+                if job.finish is not None or tokens[i + 1 : i + 2] != [best[row][column]]:
+                    break
+                self.confirmed += 1
 
     def _batch(self, jobs: list[Job]) -> _Batch:
         first = min(job.row for job in jobs)
@@ -340,6 +390,9 @@ class SlotRunner:
         slots = self.slots
         slots.window.move(first, first + len(ids), length, slots.capacity, writes)
         self.forwards += 1
+        if self._packed is not None:
+            layers = slots.cache.layers
+            return self._packed(ids, positions, mask, layers, slots.capacity, keep)
         logits: torch.Tensor = self.model(
             input_ids=ids,
             attention_mask=mask,
@@ -363,6 +416,7 @@ class RowRunner:
     """
 
     slots = None
+    guessed = confirmed = 0
 
     def __init__(self, model: Any, stops: frozenset[int]) -> None:
         self.model, self.stops = model, stops

@@ -108,7 +108,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     def __init__(self, window: Window) -> None:
         super().__init__()
         self.window = window
-        self.rows = self.capacity = 0
+        self.rows = self.capacity = self.room = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocates the slabs. Zeros, because a masked NaN would still spoil a weighted sum."""
@@ -117,7 +117,14 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self.is_initialized = True
 
     def _slab(self, states: torch.Tensor) -> torch.Tensor:
-        return states.new_zeros(self.rows, states.shape[1], self.capacity, states.shape[3])
+        heads, size = states.shape[1], states.shape[3]
+        if states.device.type != "cpu":
+            return states.new_zeros(self.rows, heads, self.capacity, size)
+        # NumPy's zeros are the operating system's: memory is taken when it is first written to.
+        # torch would write all of it, which costs more than the keys and values that go there.
+        number = torch.empty(0, dtype=states.dtype).element_size()
+        zeros = np.zeros((self.room, heads, self.capacity, size * number), np.uint8)
+        return torch.from_numpy(zeros).view(states.dtype)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -135,15 +142,31 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
             visible.append(slab[window.first : window.last, :, : window.length])
         return visible[0], visible[1]
 
-    def resize(self, rows: int, capacity: int, kept: torch.Tensor, length: int) -> None:
-        """Moves ``kept`` rows, with ``length`` positions in use, into slabs of a new size."""
+    def resize(
+        self, rows: int, capacity: int, room: int, kept: Sequence[int], lengths: Sequence[int]
+    ) -> None:
+        """Makes the slabs ``[rows, heads, capacity, size]``.
+
+        Args:
+            rows: Number of rows.
+            capacity: Positions of each.
+            room: Rows that there may be later; on a CPU they cost nothing until they are used.
+            kept: Rows to keep, in this order.
+            lengths: Positions in use of each of them.
+        """
+        stays = capacity == self.capacity and list(kept) == list(range(self.rows))
         self.rows, self.capacity = rows, capacity
         if not self.is_initialized:
+            self.room = room
             return
+        if stays and rows <= len(self.keys):
+            return
+        self.room = room
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = self._slab(old)
-            new[: len(kept), :, :length] = old[kept, :, :length]
+            for row, (source, length) in enumerate(zip(kept, lengths, strict=True)):
+                new[row, :, :length] = old[source, :, :length]
             setattr(self, name, new)
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -260,9 +283,9 @@ class Slots:
         self.tokens[:n, :width] = old[0][:, :width]
         self.held[:n], self.valid[:n], self.prompt[:n] = old[1:]
         self.used[:n] = used
-        length = int(self.valid.max(initial=0))
+        room = max(rows, self.limit(capacity - 1)) if self.bytes_per_token else rows
         for layer in self.cache.layers:
-            layer.resize(rows, capacity, torch.from_numpy(kept), length)
+            layer.resize(rows, capacity, room, kept.tolist(), self.valid[:n].tolist())
 
     def claim(self, jobs: Sequence[Job]) -> list[tuple[Job, Job, int]]:
         """Gives every job a row, with the longest known prefix in it.
