@@ -47,7 +47,7 @@ from training.groups import Sample, sample_groups, sharing_works
 from training.grpo_config import add_run_options, plain_files
 from training.rewards import Weighted, make_rewards, weighted_sum
 from training.sft import train
-from training.transitions import Transition, read_transitions
+from training.transitions import Transition, longest_answer, read_transitions
 
 SAMPLES_FILE = "samples.jsonl"
 DECISIONS_FILE = "transitions.jsonl"
@@ -234,16 +234,15 @@ def by_backend(backend: Backend) -> Predict:
     return predict
 
 
-def by_groups(model: Any, tokenizer: Any, name: str) -> Predict:
+def by_groups(model: Any, encoder: ChatEncoder, stops: frozenset[int], longest: int) -> Predict:
     """Returns predictions that share their prompt; see `training.groups.sharing_works`.
 
     Args:
         model: Whose they are.
-        tokenizer: With a chat template.
-        name: Of the model, for messages.
+        encoder: Of its tokenizer.
+        stops: Tokens that end a turn.
+        longest: Most tokens of a prediction.
     """
-    encoder = ChatEncoder(tokenizer, name)
-    stops = stop_tokens(model, tokenizer, encoder.turn_end)
 
     def predict(some: Sequence[Transition], chosen: Filter) -> list[str]:
         ids = []
@@ -255,7 +254,6 @@ def by_groups(model: Any, tokenizer: Any, name: str) -> Predict:
             [Sample(Draw(chosen.temperature, 1.0, Random(name))) for name in _names(one, chosen)]
             for one in some
         ]
-        longest = max(get_world(one.world).max_tokens for one in some)
         sample_groups(model.eval(), ids, groups, stops, longest)
         return [
             encoder.decode([token for token in sample.tokens if token not in stops])
@@ -369,20 +367,24 @@ def run(config: Config, chosen: Filter, filter_model: str | None, command: str) 
             fit = replace(config, output=Path(filter_model), eval_data=())
             train(fit, tenth, Conversations(), command)
     shown = -1
-    for done, n in judge(transitions, _predictions(filter_model, config), chosen, config.output):
+    predict = _predictions(filter_model, config, transitions)
+    for done, n in judge(transitions, predict, chosen, config.output):
         if 20 * done // n > shown:
             shown = 20 * done // n
             print(f"{done} of {n} transitions judged", flush=True)
     return decide(transitions, chosen, config.output)
 
 
-def _predictions(filter_model: str, config: Config) -> Predict:
+def _predictions(filter_model: str, config: Config, transitions: Sequence[Transition]) -> Predict:
     if config.threads:
         torch.set_num_threads(config.threads)
     model = AutoModelForCausalLM.from_pretrained(filter_model, dtype=torch.float32)
     if sharing_works(model, config.context) is not None:
         return by_backend(HFBackend(filter_model, threads=config.threads or None))
-    return by_groups(model, AutoTokenizer.from_pretrained(filter_model), filter_model)
+    tokenizer = AutoTokenizer.from_pretrained(filter_model)
+    encoder = ChatEncoder(tokenizer, filter_model)
+    stops = stop_tokens(model, tokenizer, encoder.turn_end)
+    return by_groups(model, encoder, stops, longest_answer(transitions, encoder))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -58,14 +58,12 @@ from training.heldout import Heldout, Scores
 from training.rewards import Reading, make_rewards
 from training.sft import LOG_FILE
 from training.trainer import common_arguments, finish, fit, last_checkpoint, lora
-from training.transitions import Transition, read_transitions
+from training.transitions import Transition, longest_answer, read_transitions
 
 # Options of supervised training that mean nothing here.
 _OTHER = (
     "layers", "width", "heads", "hidden", "merges", "recall_init", "batch_size", "prompt_style",
 )  # fmt: skip
-# Answers may get so much longer than the longest true observation.
-_SPARE_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,7 @@ def fitting(
         kept = kept_ids(refinement.keep)
         transitions = [one for one in transitions if one.id in kept]
     encoder = ChatEncoder(tokenizer, config.model)
-    longest = max((len(encoder.encode_target(one.truth)) for one in transitions), default=0)
-    longest = refinement.max_tokens or longest + _SPARE_TOKENS
+    longest = refinement.max_tokens or longest_answer(transitions, encoder)
     prompts = encoder.encode([one.prompt for one in transitions])
     usable = [
         one

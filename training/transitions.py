@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gym_llmworld.backends.hf_chat import ChatEncoder
 from gym_llmworld.core import Chat, Episode, Message
 from gym_llmworld.episodes import read_episodes
 from gym_llmworld.errors import DataError
@@ -16,6 +17,9 @@ from gym_llmworld.objectstate import predicted_state, read_state
 from gym_llmworld.protocol import REASONING_REQUEST
 from gym_llmworld.worlds import get_world
 from training.data import PromptStyles
+
+# Answers may get so much longer than the longest true observation.
+_SPARE_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +114,12 @@ def read_transitions(files: Sequence[Path], style: str) -> list[Transition]:
         names = ", ".join(map(str, files))
         raise DataError(f"no transition in {names or 'no files at all'}; see `llmworld collect`")
     return list(found.values())
+
+
+def longest_answer(transitions: Sequence[Transition], encoder: ChatEncoder) -> int:
+    """Returns how many tokens an answer may take: those of the longest truth, and some to spare.
+
+    What runs on beyond that is wrong in any case, and all samples of a batch would wait for it.
+    """
+    longest = max((len(encoder.encode_target(one.truth)) for one in transitions), default=0)
+    return longest + _SPARE_TOKENS

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 pytest.importorskip("trl")
 
 from gym_llmworld.backends.base import BackendStats
-from gym_llmworld.backends.hf import HFBackend
+from gym_llmworld.backends.hf import HFBackend, stop_tokens
+from gym_llmworld.backends.hf_chat import ChatEncoder
 from gym_llmworld.core import Completion, Message, Sampling
 from gym_llmworld.errors import BackendError, ContextOverflow, DataError
 from tests.training.test_grpo import base, files  # noqa: F401 - fixtures
@@ -30,7 +31,7 @@ from training.difficulty import (
 )
 from training.grpo_config import kept_ids
 from training.rewards import Weighted
-from training.transitions import Transition, read_transitions
+from training.transitions import Transition, longest_answer, read_transitions
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -151,7 +152,10 @@ def test_the_filter_model_never_sees_what_it_judges(files: tuple[Path, Path]) ->
 def test_shared_prompts_predict_as_single_requests(files: tuple[Path, Path], base: Path) -> None:  # noqa: F811
     some = read_transitions(files[1:], "engine")[:12]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    shared = by_groups(model, AutoTokenizer.from_pretrained(base), "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    encoder = ChatEncoder(tokenizer, "base")
+    stops = stop_tokens(model, tokenizer, encoder.turn_end)
+    shared = by_groups(model, encoder, stops, longest_answer(some, encoder))
     # Cold enough to be greedy: the two draw from different random numbers.
     cold = Filter(samples=3, temperature=1e-4)
     assert shared(some, cold) == by_backend(HFBackend(str(base), threads=1))(some, cold)
