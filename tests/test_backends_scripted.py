@@ -70,7 +70,7 @@ def test_unknown_scripts(spec: str) -> None:
     [
         ("ftp://127.0.0.1/v1", "auto", "expected a checkpoint folder"),
         ("", "auto", "expected a checkpoint folder"),
-        (MODEL, "tpu", "backend must be one of auto, hf, openai, scripted, vllm"),
+        (MODEL, "tpu", "backend must be one of auto, hf, llamacpp, openai, scripted, vllm"),
         (MODEL, "hf", "backend='hf' cannot serve this model"),
         ("some/model", "scripted", "backend='scripted' cannot serve this model"),
     ],
