@@ -55,7 +55,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def around(costs: Sequence[float], step: int) -> float:
     """Returns the median cost of the five steps around a step, which counts from 1."""
-    return statistics.median(costs[max(0, step - 3) : step + 2])
+    return statistics.median(costs[max(0, min(step, len(costs)) - 3) : step + 2])
 
 
 def growth(costs: Sequence[float]) -> float | None:

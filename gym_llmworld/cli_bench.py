@@ -110,14 +110,16 @@ def step_cost(
     can make a step slower, never faster.
 
     Returns:
-        Seconds of step 1 to ``steps``; fewer when an episode ended earlier.
+        Seconds of step 1 to ``steps``; fewer when all episodes ended earlier.
     """
     made = gym.make(env_id, disable_env_checker=True, max_episode_steps=steps + 1, **options)
     env = made.unwrapped
     assert isinstance(env, WorldModelEnv)
     costs = [_step_seconds(env, action, steps, seed + i) for i in range(episodes)]
     made.close()
-    return [min(column) for column in zip(*costs, strict=False)]
+    # An imagined episode may end early, for example in an answer that is cut off.
+    longest = max(map(len, costs))
+    return [min(row[i] for row in costs if len(row) > i) for i in range(longest)]
 
 
 def _step_seconds(env: WorldModelEnv, action: str, steps: int, seed: int) -> list[float]:
