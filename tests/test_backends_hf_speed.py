@@ -24,7 +24,7 @@ from gym_llmworld.core import Completion, Message, Sampling
 from gym_llmworld.errors import BackendError
 from gym_llmworld.scenarios import ScenarioStore
 from gym_llmworld.worlds import get_world
-from tests.tiny_models import ARCHITECTURES, CORPUS, Architecture, save_checkpoint
+from tests.tiny_models import ARCHITECTURES, Architecture, ask, chat_of, save_checkpoint
 
 WORLDS = ("alfworld", "scienceworld", "textworld", "webshop")
 
@@ -32,22 +32,6 @@ WORLDS = ("alfworld", "scienceworld", "textworld", "webshop")
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_checkpoint(tmp_path_factory.mktemp("llama"))
-
-
-def chat_of(world: int, turns: int = 0) -> list[Message]:
-    chat = [Message("system", f"{CORPUS[world % len(CORPUS)]} desk {world}")]
-    for turn in range(turns):
-        chat += [Message("user", f"look {turn}"), Message("assistant", CORPUS[turn])]
-    return [*chat, Message("user", "look")]
-
-
-def ask(
-    backend: HFBackend, chats: Sequence[Sequence[Message]], sampling: Sampling
-) -> list[Completion]:
-    answers = backend.generate(chats, [sampling] * len(chats))
-    completions = [answer for answer in answers if isinstance(answer, Completion)]
-    assert len(completions) == len(chats), answers
-    return completions
 
 
 def same(ours: Sequence[Completion], theirs: Sequence[Completion]) -> None:

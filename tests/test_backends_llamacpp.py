@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from gym_llmworld.backends import load_backend
-from gym_llmworld.backends.base import Engine
 from gym_llmworld.backends.hf import HFBackend
 from gym_llmworld.backends.llamacpp import LlamaCppBackend
 from gym_llmworld.backends.llamacpp_gguf import gguf_of
@@ -22,7 +21,7 @@ from gym_llmworld.core import Completion, Message, Sampling, Step
 from gym_llmworld.errors import BackendError, CheckpointError, ContextOverflow, MissingDependency
 from gym_llmworld.scenarios import ScenarioStore
 from gym_llmworld.worlds import get_world
-from tests.tiny_models import CORPUS, save_checkpoint
+from tests.tiny_models import ask, chat_of, save_checkpoint
 
 HERE = all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf"))
 
@@ -37,22 +36,6 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_checkpoint(tmp_path_factory.mktemp("llama"))
-
-
-def chat_of(world: int, turns: int = 0) -> list[Message]:
-    chat = [Message("system", f"{CORPUS[world % len(CORPUS)]} desk {world}")]
-    for turn in range(turns):
-        chat += [Message("user", f"look {turn}"), Message("assistant", CORPUS[turn])]
-    return [*chat, Message("user", "look")]
-
-
-def ask(
-    backend: Engine, chats: Sequence[Sequence[Message]], sampling: Sampling
-) -> list[Completion]:
-    answers = backend.generate(chats, [sampling] * len(chats))
-    completions = [answer for answer in answers if isinstance(answer, Completion)]
-    assert len(completions) == len(chats), answers
-    return completions
 
 
 def same(ours: Sequence[Completion], theirs: Sequence[Completion], atol: float = 1e-3) -> None:

@@ -5,6 +5,7 @@ The tokenizer is trained on the spot (byte-level BPE), so nothing is downloaded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,9 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
+
+from gym_llmworld.backends.base import Backend
+from gym_llmworld.core import Completion, Message, Sampling
 
 Architecture = Literal["llama", "qwen3", "gpt2", "mistral", "lfm2"]
 ARCHITECTURES: tuple[Architecture, ...] = ("llama", "qwen3", "gpt2")
@@ -152,3 +156,21 @@ def save_checkpoint(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def chat_of(world: int, turns: int = 0) -> list[Message]:
+    """Returns what world number ``world`` asks after so many turns."""
+    chat = [Message("system", f"{CORPUS[world % len(CORPUS)]} desk {world}")]
+    for turn in range(turns):
+        chat += [Message("user", f"look {turn}"), Message("assistant", CORPUS[turn])]
+    return [*chat, Message("user", "look")]
+
+
+def ask(
+    backend: Backend, chats: Sequence[Sequence[Message]], sampling: Sampling
+) -> list[Completion]:
+    """Asks for one completion of each chat, and takes no error for an answer."""
+    answers = backend.generate(chats, [sampling] * len(chats))
+    completions = [answer for answer in answers if isinstance(answer, Completion)]
+    assert len(completions) == len(chats), answers
+    return completions

@@ -37,13 +37,13 @@ from gym_llmworld.backends.hf import HFBackend, stop_tokens
 from gym_llmworld.backends.hf_chat import ChatEncoder
 from gym_llmworld.backends.hf_sampling import Draw
 from gym_llmworld.core import Completion, Sampling
-from gym_llmworld.errors import BackendError, DataError, WorldModelError
+from gym_llmworld.errors import DataError, WorldModelError
 from gym_llmworld.worlds import get_world
 from training.card import claim, write_atomically
 from training.config import SCRATCH, Config, config_of
 from training.data import Conversations, read_conversations
 from training.embedders import DEFAULT_EMBEDDER, Embedder, SentenceEmbedder
-from training.groups import Sample, sample_groups, sharing_works
+from training.groups import Sample, prompt_tokens, sample_groups, sharing_works
 from training.grpo_config import add_run_options, plain_files
 from training.rewards import Weighted, make_rewards, weighted_sum
 from training.sft import train
@@ -245,11 +245,7 @@ def by_groups(model: Any, encoder: ChatEncoder, stops: frozenset[int], longest: 
     """
 
     def predict(some: Sequence[Transition], chosen: Filter) -> list[str]:
-        ids = []
-        for encoded in encoder.encode([one.prompt for one in some]):
-            if isinstance(encoded, BackendError):
-                raise encoded
-            ids.append(encoded.tolist())
+        ids = prompt_tokens(encoder, [one.prompt for one in some])
         groups = [
             [Sample(Draw(chosen.temperature, 1.0, Random(name))) for name in _names(one, chosen)]
             for one in some

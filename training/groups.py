@@ -16,9 +16,12 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
+from gym_llmworld.backends.hf_chat import ChatEncoder
 from gym_llmworld.backends.hf_decode import slots_serve
 from gym_llmworld.backends.hf_sampling import Draw, pick
 from gym_llmworld.backends.hf_slots import SlotLayer, Window
+from gym_llmworld.core import Message
+from gym_llmworld.errors import BackendError
 
 Tokens = Sequence[int]
 
@@ -77,6 +80,20 @@ def sharing_works(model: Any, context: int) -> str | None:
                     reason = "its forward pass treats masks, positions or logits in its own way"
     model.train(was_training)
     return reason
+
+
+def prompt_tokens(encoder: ChatEncoder, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
+    """Returns the tokens of each prompt.
+
+    Raises:
+        BackendError: The chat template refuses a chat.
+    """
+    ids = []
+    for encoded in encoder.encode(chats):
+        if isinstance(encoded, BackendError):
+            raise encoded
+        ids.append(encoded.tolist())
+    return ids
 
 
 @torch.no_grad()

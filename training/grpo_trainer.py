@@ -17,10 +17,10 @@ from trl import GRPOTrainer
 from gym_llmworld.backends.hf_chat import ChatEncoder
 from gym_llmworld.backends.hf_sampling import Draw
 from gym_llmworld.core import Message
-from gym_llmworld.errors import BackendError, DataError
+from gym_llmworld.errors import DataError
 from training.card import Card
 from training.config import Config
-from training.groups import Sample, sample_groups, shared_logprobs
+from training.groups import Sample, prompt_tokens, sample_groups, shared_logprobs
 from training.trainer import Rhythm, Timed
 
 LOGGED = (
@@ -133,11 +133,7 @@ class SharedRollouts:
         Raises:
             BackendError: The chat template refuses a chat.
         """
-        ids = []
-        for encoded in self._encoder.encode(chats):
-            if isinstance(encoded, BackendError):
-                raise encoded
-            ids.append(encoded.tolist())
+        ids = prompt_tokens(self._encoder, chats)
         groups = [
             [
                 Sample(Draw(self._temperature, self._top_p, Random(f"{seed}/{i}/{j}")))

@@ -13,20 +13,25 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gym_llmworld.core import Scenario
-from gym_llmworld.episodes import read_scenarios
 from gym_llmworld.errors import ScenarioError
-from gym_llmworld.real.scenario_drafts import Progress, write_made_scenarios
+from gym_llmworld.real.scenario_drafts import (
+    SCENARIOS_FILE,
+    Progress,
+    in_random_order,
+    read_made_scenarios,
+    write_made_scenarios,
+)
 from gym_llmworld.scenarios import SHIPPED_FILE, ScenarioStore, data_folder, read_scenario
 from gym_llmworld.worlds.grids import Board, Puzzle
 from gym_llmworld.worlds.grids_agents import turns_of
 
-SCENARIOS_FILE = "scenarios.jsonl"
 GENERATOR = 1
 
 SEEDS = {"train": range(10_000, 1_000_000), "valid": range(1_000), "test": range(1_000, 10_000)}
@@ -282,7 +287,7 @@ def write_levels(
         _specs(split, kind, random.Random(f"{split}/{seed}")),
         n,
         make=partial(make_level, levels),
-        name=_id,
+        name=attrgetter("id"),
         generator=GENERATOR,
         workers=workers,
         progress=progress,
@@ -290,17 +295,8 @@ def write_levels(
 
 
 def _specs(split: str, board: str, rng: random.Random) -> Iterator[LevelSpec]:
-    """Yields all levels of a split in random order; a long split is not shuffled as a whole."""
-    seeds, seen = SEEDS[split], set[int]()
-    while len(seen) < len(seeds):
-        seed = rng.choice(seeds)
-        if seed not in seen:
-            seen.add(seed)
-            yield LevelSpec(split, board, seed)
-
-
-def _id(spec: LevelSpec) -> str:
-    return spec.id
+    """Yields all levels of a split in random order."""
+    return (LevelSpec(split, board, seed) for seed in in_random_order(SEEDS[split], rng))
 
 
 def load_levels(games: str | os.PathLike[str], split: str) -> list[Scenario]:
@@ -310,7 +306,4 @@ def load_levels(games: str | os.PathLike[str], split: str) -> list[Scenario]:
         ScenarioError: There is no such folder or split.
     """
     check_split(split)
-    listed = Path(games) / split / SCENARIOS_FILE
-    if not listed.is_file():
-        raise ScenarioError(f"{games} has no {split}/{SCENARIOS_FILE}; make it with llmworld games")
-    return read_scenarios(listed)
+    return read_made_scenarios(games, split)

@@ -12,6 +12,7 @@ import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,22 @@ import numpy as np
 
 from gym_llmworld.accessibility import changes_text, tree_text
 from gym_llmworld.core import Scenario
-from gym_llmworld.episodes import read_scenarios
 from gym_llmworld.errors import ScenarioError
 from gym_llmworld.real.base import RealTextEnv, Reply
 from gym_llmworld.real.miniwob_browser import check_packages, current_browser
 from gym_llmworld.real.miniwob_page import Visit, check_task
-from gym_llmworld.real.scenario_drafts import Progress, write_made_scenarios
+from gym_llmworld.real.scenario_drafts import (
+    SCENARIOS_FILE,
+    Progress,
+    in_random_order,
+    read_made_scenarios,
+    write_made_scenarios,
+)
 from gym_llmworld.scenarios import SHIPPED_FILE, ScenarioStore, data_folder, read_scenario
 from gym_llmworld.worlds.miniwob import HIDDEN, KEY, SEEN_TASKS, UNSEEN_TASKS, WORLD, admissible
 from gym_llmworld.worlds.miniwob_agents import WebPlayer
 
 GENERATOR = 1
-SCENARIOS_FILE = "scenarios.jsonl"
 
 SEEDS = {
     "train": range(10_000, 1_000_000),
@@ -179,7 +184,7 @@ def write_games(
         _specs(split, tasks, random.Random(f"{split}/{seed}")),
         n,
         make=make_page,
-        name=_id,
+        name=attrgetter("id"),
         generator=GENERATOR,
         workers=workers,
         progress=progress,
@@ -188,16 +193,8 @@ def write_games(
 
 def _specs(split: str, tasks: Sequence[str], rng: random.Random) -> Iterator[PageSpec]:
     """Yields all pages of a split, each task in turn, in a random order of seeds."""
-    seeds, seen = SEEDS[split], set[int]()
-    while len(seen) < len(seeds):
-        seed = rng.choice(seeds)
-        if seed not in seen:
-            seen.add(seed)
-            yield from (PageSpec(split, task, seed) for task in tasks)
-
-
-def _id(spec: PageSpec) -> str:
-    return spec.id
+    for seed in in_random_order(SEEDS[split], rng):
+        yield from (PageSpec(split, task, seed) for task in tasks)
 
 
 def load_games(games: str | os.PathLike[str], split: str) -> list[Scenario]:
@@ -207,10 +204,7 @@ def load_games(games: str | os.PathLike[str], split: str) -> list[Scenario]:
         ScenarioError: There is no such folder or split.
     """
     check_split(split)
-    listed = Path(games) / split / SCENARIOS_FILE
-    if not listed.is_file():
-        raise ScenarioError(f"{games} has no {split}/{SCENARIOS_FILE}; make it with llmworld games")
-    return read_scenarios(listed)
+    return read_made_scenarios(games, split)
 
 
 class PageSource:

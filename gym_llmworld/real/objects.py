@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,18 @@ from gym_llmworld.errors import ScenarioError
 from gym_llmworld.objectstate import difference_text, read_state
 from gym_llmworld.real.base import RealTextEnv, Reply
 from gym_llmworld.real.grids_levels import (
-    SCENARIOS_FILE,
     SEEDS,
     LevelSpec,
     check_split,
     load_levels,
     split_of,
 )
-from gym_llmworld.real.scenario_drafts import Progress, write_made_scenarios
+from gym_llmworld.real.scenario_drafts import (
+    SCENARIOS_FILE,
+    Progress,
+    in_random_order,
+    write_made_scenarios,
+)
 from gym_llmworld.scenarios import SHIPPED_FILE, ScenarioStore, data_folder, read_scenario
 from gym_llmworld.worlds import get_world
 from gym_llmworld.worlds.objects import KEY
@@ -134,7 +139,7 @@ def write_games(
         _specs(split, games, random.Random(f"{split}/{seed}")),
         n,
         make=make_game,
-        name=_id,
+        name=attrgetter("id"),
         generator=GENERATOR,
         workers=workers,
         progress=progress,
@@ -143,16 +148,8 @@ def write_games(
 
 def _specs(split: str, games: Sequence[str], rng: random.Random) -> Iterator[LevelSpec]:
     """Yields all games of a split, each kind in turn, in a random order of seeds."""
-    seeds, seen = SEEDS[split], set[int]()
-    while len(seen) < len(seeds):
-        seed = rng.choice(seeds)
-        if seed not in seen:
-            seen.add(seed)
-            yield from (LevelSpec(split, game, seed) for game in games)
-
-
-def _id(spec: LevelSpec) -> str:
-    return spec.id
+    for seed in in_random_order(SEEDS[split], rng):
+        yield from (LevelSpec(split, game, seed) for game in games)
 
 
 class GameSource:

@@ -6,8 +6,9 @@ import itertools
 import json
 import multiprocessing
 import os
+import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from gym_llmworld.core import Scenario
 from gym_llmworld.episodes import TruncatedLine, read_scenarios, write_scenarios
 from gym_llmworld.errors import EngineError, ScenarioError
 
+SCENARIOS_FILE = "scenarios.jsonl"
 Progress = Callable[[int, int], None]
 S = TypeVar("S")
 
@@ -89,6 +91,28 @@ def write_made_scenarios(
     write_scenarios(target, [*written, *(s for s in done.values() if s.id not in ours)])
     draft.unlink()
     return target
+
+
+def in_random_order(seeds: Sequence[int], rng: random.Random) -> Iterator[int]:
+    """Yields all seeds of a split once; a long split is not shuffled as a whole."""
+    seen = set[int]()
+    while len(seen) < len(seeds):
+        seed = rng.choice(seeds)
+        if seed not in seen:
+            seen.add(seed)
+            yield seed
+
+
+def read_made_scenarios(games: str | os.PathLike[str], split: str) -> list[Scenario]:
+    """Reads the scenarios of a split from a folder made by ``llmworld games``.
+
+    Raises:
+        ScenarioError: There is no such folder.
+    """
+    listed = Path(games) / split / SCENARIOS_FILE
+    if not listed.is_file():
+        raise ScenarioError(f"{games} has no {split}/{SCENARIOS_FILE}; make it with llmworld games")
+    return read_scenarios(listed)
 
 
 def _possible(
