@@ -128,7 +128,9 @@ def self_play(
         if not part.is_file():
             count = min(_TOGETHER, episodes - begin)
             first = _FIRST_LEVEL + seed * 10_000 + begin
-            games = arena.play(player, training_levels(setting.board, count, first), [seed] * count)
+            levels = training_levels(setting.board, count, first)
+            # One seed for all would have every game slip, and random players move, in one way.
+            games = arena.play(player, levels, range(first, first + count))
             if isinstance(player, PolicyPlayer):
                 player.forget()
             draft = part.with_suffix(".part")

@@ -27,6 +27,7 @@ from training.selfplay_arms import ARMS, points
 from training.selfplay_data import Arena, Setting
 from training.selfplay_policy import Codec, PolicyPlayer, Transcript, is_complete, load_policy
 from training.selfplay_rl import RL, Learner, Rollout, advantages, ppo_loss, reinforce, selected
+from training.selfplay_rows import TRAIN_FILE, VALIDATION_FILE, read_rows
 
 ROOT = Path(__file__).parents[2]
 SIZES = ["--layers=2", "--width=32", "--episodes=24", "--batch-size=8", "--max-tokens=40"]
@@ -275,6 +276,15 @@ def test_bad_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     nothing = ["perplexity", f"--model={tmp_path}", f"--data={tmp_path}"]
     assert selfplay.main(nothing) == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_random_play_differs_from_episode_to_episode(tmp_path: Path) -> None:
+    arguments = ["play", "--world=frozenlake", "--board=4x4-firm", "--model=random"]
+    assert selfplay.main([*arguments, "--episodes=24", f"--output={tmp_path}"]) == 0
+    rows = [row for file in (TRAIN_FILE, VALIDATION_FILE) for row in read_rows(tmp_path / file)]
+    first = [row.response.partition("<answer>")[2] for row in rows if len(row.prompt) == 2]
+    assert len(first) >= 24
+    assert len(set(first)) > 12  # three moves of four: 64 ways
 
 
 @pytest.mark.slow
