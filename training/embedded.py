@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ _PARTS = (
 )  # fmt: skip
 _OPTIONAL_PARTS = ("calibration.json",)
 _CALIBRATION = "calibration"
+_RELABELLED = "relabelled.jsonl"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Recipe:
             ``seed``, and further options of `llmworld collect`.
         sft: Options of `training.sft`.
         max_new_tokens: Longest answer that the model is to give.
+        relabelled: Weight of the training episodes' solved ones with other tasks, for each that
+            they have themselves, see `training.relabelled`; 0 for none.
     """
 
     world: str
@@ -62,6 +65,7 @@ class Recipe:
     episodes: Mapping[str, Mapping[str, Any]]
     sft: Mapping[str, Any]
     max_new_tokens: int
+    relabelled: float = 0.0
 
     @classmethod
     def read(cls, file: Path) -> Recipe:
@@ -72,9 +76,10 @@ class Recipe:
         """
         found = tomllib.loads(file.read_text(encoding="utf-8"))
         fields = set(cls.__dataclass_fields__)
-        if set(found) != fields or not {"train", "dev"} <= set(found["episodes"]):
+        needed = fields - {"relabelled"}
+        if not needed <= set(found) <= fields or not {"train", "dev"} <= set(found["episodes"]):
             raise DataError(
-                f"{file.name}: expected {', '.join(sorted(fields))}, and in episodes train and dev;"
+                f"{file.name}: expected {', '.join(sorted(needed))}, and in episodes train and dev;"
                 f" got {', '.join(sorted(found))}"
             )
         return cls(**found)
@@ -85,9 +90,7 @@ class Recipe:
         def fewer(what: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             return {k: {**v, "n": max(1, math.ceil(v["n"] * share))} for k, v in what.items()}
 
-        return Recipe(
-            self.world, fewer(self.games), fewer(self.episodes), self.sft, self.max_new_tokens
-        )
+        return replace(self, games=fewer(self.games), episodes=fewer(self.episodes))
 
     def data_commands(self, folder: Path, workers: int) -> list[list[str]]:
         """Returns the commands that make games and episodes."""
@@ -105,13 +108,21 @@ class Recipe:
                 "llmworld", "collect", self.world, "--games", str(games),
                 *_flags(options), "--workers", str(workers), "--out", str(folder / f"{name}.jsonl"),
             ])  # fmt: skip
+        if self.relabelled:
+            commands.append([
+                "python", "-m", "training.relabelled", "--data", str(folder / "train.jsonl"),
+                "--output", str(folder / _RELABELLED), "--seed", str(self.episodes["train"]["seed"]),
+            ])  # fmt: skip
         return commands
 
     def train_command(self, folder: Path, minutes: float | None, extra: Sequence[str]) -> list[str]:
         """Returns the command that trains."""
         options = {**self.sft} if minutes is None else {**self.sft, "minutes": minutes}
+        data = [str(folder / "train.jsonl")]
+        if self.relabelled:
+            data = [f"{data[0]}:1", f"{folder / _RELABELLED}:{self.relabelled:g}"]
         return [
-            "python", "-m", "training.sft", "--data", str(folder / "train.jsonl"),
+            "python", "-m", "training.sft", "--data", *data,
             "--eval-data", str(folder / "dev.jsonl"), "--output", str(folder / "model"),
             *_flags(options), *extra,
         ]  # fmt: skip

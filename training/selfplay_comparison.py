@@ -221,7 +221,8 @@ def _scale(options: argparse.Namespace) -> Scale:
         updates=options.updates, advantage=options.advantage, groups=options.groups,
         keep=options.keep, learning_rate=options.learning_rate,
         value_learning_rate=options.value_learning_rate, batch_size=options.batch_size,
-        micro_batch_size=options.micro_batch_size,
+        micro_batch_size=options.micro_batch_size, passes=options.passes,
+        negative=options.negative,
     )  # fmt: skip
     return Scale(
         model=options.model,
@@ -253,6 +254,8 @@ _OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("keep", 0.5, "share of the groups that is learned from, those with the most varied returns"),
     ("batch-size", 8, "episodes per optimiser step of RL"),
     ("micro-batch-size", 64, "of them in memory at the same time"),
+    ("passes", 1, "over the episodes of an update"),
+    ("negative", 1.0, "weight of what went worse than expected; 0: only repeat what went well"),
     ("learning-rate", 3e-4, "of the policy in RL"),
     ("value-learning-rate", 1e-3, "of its value head"),
     ("levels", 32, "to measure on, of 128"),

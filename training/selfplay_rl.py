@@ -58,6 +58,9 @@ class RL:
         batch_size: Episodes per optimiser step.
         micro_batch_size: How many of them are in memory at the same time.
         passes: Over the episodes of an update.
+        negative: Weight of what went worse than expected; SPA's is 1. A small model that is pushed
+            away from what it said loses the format; with 0 it only repeats what went well, and
+            takes larger steps.
         clip: Of the probability ratio, below and above 1.
         entropy: Weight of the entropy bonus.
         value_weight: Of the value loss.
@@ -77,6 +80,7 @@ class RL:
     batch_size: int = 64
     micro_batch_size: int = 64
     passes: int = 1
+    negative: float = 1.0
     clip: tuple[float, float] = (0.2, 0.28)
     entropy: float = 0.001
     value_weight: float = 0.5
@@ -96,6 +100,8 @@ class RL:
             raise ValueError(f"group_size must be >= 2, got {self.group_size}")
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep must be in (0, 1], got {self.keep}")
+        if not 0 <= self.negative <= 1:
+            raise ValueError(f"negative must be in [0, 1], got {self.negative}")
 
 
 @dataclass(eq=False)
@@ -172,6 +178,9 @@ class Learner:
             Means over the batches of what the loss reports.
         """
         how = self.how
+        if how.advantage == "grpo" and how.negative == 0:
+            # The others have no gradient, and there is no value to learn from them.
+            rollouts = [rollout for rollout in rollouts if rollout.standing > 0]
         data = self._judged(rollouts)
         generator = torch.Generator().manual_seed(seed)
         reports: list[dict[str, float]] = []
@@ -228,6 +237,7 @@ class Learner:
                 (t, judged.clone().update({"advantage": (judged["advantage"] - mean) / deviation}))
                 for t, judged in batch
             ]
+        batch = [(t, self._weighted(judged)) for t, judged in batch]
         tokens, size = sum(len(judged) for _, judged in batch), self.how.micro_batch_size
         parts = [batch[begin : begin + size] for begin in range(0, len(batch), size)]
         reports = [self._backward(part, tokens) for part in parts]
@@ -237,6 +247,11 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         summed = {key: sum(report[key] for report in reports) for key in reports[0]}
         return {"grad_norm": float(norm)} | summed
+
+    def _weighted(self, judged: TensorDict) -> TensorDict:
+        gain = judged["advantage"]
+        weighted = torch.where(gain < 0, self.how.negative * gain, gain)
+        return judged.clone().update({"advantage": weighted})
 
     def _backward(
         self, part: Sequence[tuple[Transcript, TensorDict]], tokens: int

@@ -38,6 +38,18 @@ def test_recipes_name_what_there_is(file: Path) -> None:
     assert recipe.episodes["train"]["split"] != recipe.episodes["dev"]["split"]
 
 
+def test_relabelled_episodes_are_a_share_of_what_is_learned(tmp_path: Path) -> None:
+    recipe = Recipe.read(RECIPES / "alfworld.toml")
+    *_, made = recipe.data_commands(tmp_path, 1)
+    assert made[:3] == ["python", "-m", "training.relabelled"]
+    target = made[made.index("--output") + 1]
+    command = recipe.train_command(tmp_path, None, [])
+    at = command.index("--data")
+    assert command[at + 1 : at + 3] == [f"{tmp_path / 'train.jsonl'}:1", f"{target}:0.3"]
+    plain = Recipe.read(RECIPES / "webshop.toml").train_command(tmp_path, None, [])
+    assert plain[plain.index("--data") + 1] == str(tmp_path / "train.jsonl")
+
+
 def test_a_recipe_with_a_slip_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "alfworld.toml"
     file.write_text((RECIPES / "alfworld.toml").read_text().replace("max_new_tokens", "max_tokens"))

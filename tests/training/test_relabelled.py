@@ -1,0 +1,150 @@
+"""Episodes with other tasks, against the real engine with those tasks."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from gym_llmworld.core import Episode, Scenario, Step
+from gym_llmworld.episodes import EpisodeWriter, read_episodes
+from gym_llmworld.errors import DataError
+from gym_llmworld.real.alfworld_engine import LoadedGame, Play
+from gym_llmworld.real.alfworld_games import Game, build_game
+from gym_llmworld.real.alfworld_scenarios import game_scenario
+from gym_llmworld.real.alfworld_tasks import sample_specs
+from gym_llmworld.worlds.alfworld_belief import AlfworldGoal
+from training.relabelled import Tasks, main, makes_sense, might_meet, relabelled, with_task
+
+SPECS = sample_specs("train", 24, seed=5)
+GOAL = re.compile(r"\(:goal\b.*", re.DOTALL)
+
+
+def played(game: Game) -> Episode:
+    """A solved episode: the game's own plan."""
+    play, steps = Play(LoadedGame(game.game_data())), []
+    for action in game.plan:
+        turn = play.step(action)
+        steps.append(Step(action, turn.observation, float(turn.won), turn.won))
+    return Episode(game_scenario(game), tuple(steps), "real", "expert")
+
+
+@pytest.fixture(scope="module")
+def games() -> dict[str, Game]:
+    """Games by instruction."""
+    found = [build_game(spec) for spec in SPECS]
+    return {game.instruction: game for game in found}
+
+
+@pytest.fixture(scope="module")
+def episodes(games: dict[str, Game]) -> list[Episode]:
+    return [played(game) for game in games.values()]
+
+
+def test_the_engine_says_the_same_with_the_other_task(
+    games: dict[str, Game], episodes: list[Episode]
+) -> None:
+    own = {e.scenario.id: games[e.scenario.instruction] for e in episodes}
+    checked = 0
+    for episode in relabelled(episodes, seed=0):
+        data = own[episode.scenario.id.removesuffix("/relabelled")].game_data()
+        goal = GOAL.search(games[episode.scenario.instruction].problem)
+        assert goal is not None
+        before, found, _ = data["pddl_problem"].partition("(:goal")
+        assert found
+        data["pddl_problem"] = before + goal[0]
+        play = Play(LoadedGame(data))
+        assert not play.turn.won
+        for step in episode.steps:
+            turn = play.step(step.action)
+            assert (turn.observation, turn.won) == (step.observation, False)
+        checked += 1
+    assert checked > 10
+
+
+def test_what_changes_is_the_task_and_the_end(episodes: list[Episode]) -> None:
+    episode = episodes[0]
+    other = with_task(episode, "put a pen in drawer.")
+    scenario = other.scenario
+    assert scenario.observation.endswith("\nYour task is to: put a pen in drawer.")
+    assert (scenario.instruction, scenario.real) == ("put a pen in drawer.", {})
+    assert scenario.hidden == episode.scenario.hidden
+    assert (episode.success, other.success) == (True, False)
+    assert [(s.action, s.observation) for s in other.steps] == [
+        (s.action, s.observation) for s in episode.steps
+    ]
+    last = other.steps[-1]
+    assert (last.reward, last.terminated, last.truncated) == (0.0, False, True)
+    with pytest.raises(DataError, match="got it 0 times"):
+        with_task(
+            Episode(Scenario("x", "alfworld", "train", "look.", "a room"), (), "real", "x"), ""
+        )
+
+
+ROOM = {
+    "receptacles": [
+        {"name": "desk 1", "openable": False, "open": False, "contents": ["pen 1", "desklamp 1"]},
+        {"name": "drawer 1", "openable": True, "open": False, "contents": ["book 1"]},
+    ]
+}
+STEPS = (
+    Step("go to desk 1", "You arrive at desk 1. On the desk 1, you see a desklamp 1, and a pen 1."),
+    Step("take pen 1 from desk 1", "You pick up the pen 1 from the desk 1."),
+    Step("go to drawer 1", "You arrive at drawer 1. The drawer 1 is closed."),
+    Step("open drawer 1", "You open the drawer 1. The drawer 1 is open. In it, you see a book 1."),
+    Step("move pen 1 to drawer 1", "You move the pen 1 to the drawer 1.", 1.0, True),
+)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "met"),
+    [
+        ("put a pen in drawer.", True),
+        ("put a clean pen in drawer.", True),  # whether it is clean is left out
+        ("put a pen in desk.", True),  # it lay there
+        ("put a book in drawer.", True),  # it lies there all the time
+        ("put a book in desk.", False),
+        ("look at pen under the desklamp.", True),
+        ("examine the book with the desklamp.", False),
+    ],
+)
+def test_goals_that_might_be_met(instruction: str, met: bool) -> None:
+    scenario = Scenario("x", "alfworld", "train", "put a pen in drawer.", "", hidden=ROOM)
+    goal = AlfworldGoal.of(Scenario("y", "alfworld", "train", instruction, ""))
+    assert might_meet(Episode(scenario, STEPS, "real", "expert"), goal) is met
+    assert makes_sense(scenario, goal)
+
+
+def test_goals_of_other_rooms_make_no_sense() -> None:
+    scenario = Scenario("x", "alfworld", "train", "put a pen in drawer.", "", hidden=ROOM)
+    for instruction in ("put a pen in fridge.", "look at pen under the floorlamp.",
+                        "put a cup in desk."):  # fmt: skip
+        goal = AlfworldGoal.of(Scenario("y", "alfworld", "train", instruction, ""))
+        assert not makes_sense(scenario, goal)
+
+
+def test_no_other_task_means_no_episode() -> None:
+    scenario = Scenario("x", "alfworld", "train", "put a pen in drawer.",
+                        "Your task is to: put a pen in drawer.", hidden=ROOM)  # fmt: skip
+    episode = Episode(scenario, STEPS, "real", "expert")
+    assert list(relabelled([episode], seed=0)) == []
+    assert Tasks([scenario]).other(episode, random.Random(0)) is None
+
+
+def test_as_a_program(
+    episodes: list[Episode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "real.jsonl", tmp_path / "other.jsonl"
+    with EpisodeWriter(source) as writer:
+        for episode in episodes:
+            writer.write(episode)
+    assert main(["--data", str(source), "--output", str(target)]) == 0
+    assert list(read_episodes(target)) == list(relabelled(episodes, 0))
+    assert f"of {len(episodes)} episodes" in capsys.readouterr().out
+    imagined = Episode(episodes[0].scenario, episodes[0].steps, "model", "expert")
+    with EpisodeWriter(tmp_path / "imagined.jsonl") as writer:
+        writer.write(imagined)
+    assert main(["--data", str(tmp_path / "imagined.jsonl"), "--output", str(target)]) == 2
+    assert "expected real episodes of alfworld" in capsys.readouterr().err

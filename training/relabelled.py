@@ -1,0 +1,187 @@
+"""Gives real ALFWorld episodes other tasks, so that a world model learns what success is not.
+
+    python -m training.relabelled --data episodes.jsonl --output relabelled.jsonl --seed 0
+    python -m training.sft --data episodes.jsonl relabelled.jsonl --output runs/alfworld
+
+Players who know what they do bring what they were asked for, and a model that has seen nobody else
+calls every delivery a success; whoever trains in it learns to deliver anything. What the engine
+answers does not depend on the task, apart from where it ends the episode. So a solved episode with
+another task that was not met on the way is what the engine would have said to somebody who went
+astray: the same observations, and no success. (Relabelling as in hindsight experience replay,
+Andrychowicz et al., arXiv 1707.01495, in the opposite direction: for negatives.)
+
+The other task is one of the file's that makes sense in the room: its object and its place are
+there. Half of them share object or place with the episode's own. A task that any moment of the
+episode might meet is never taken: no object of its kind may ever lie in a place of its kind, or be
+in hand where it is to be looked at. The new scenarios cannot be started in the engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from gym_llmworld.core import Episode, Scenario, Step
+from gym_llmworld.episodes import EpisodeWriter, read_episodes
+from gym_llmworld.errors import DataError, WorldModelError
+from gym_llmworld.worlds.alfworld_belief import AlfworldBelief, AlfworldGoal, kind_of
+
+_LOOK = "look_at_obj_in_light"
+_AKIN = 0.5
+"""Share of the new tasks that have object or place in common with the old one."""
+
+
+def might_meet(episode: Episode, goal: AlfworldGoal) -> bool:
+    """Returns whether a goal may be met at some moment of an episode; never a wrong no.
+
+    Whether an object is clean, hot or cold, and whether there are two of them, is left out.
+    """
+    belief = AlfworldBelief.from_hidden(episode.scenario.hidden)
+    for observation in ("", *(step.observation for step in episode.steps)):
+        belief.update(observation)
+        if goal.task_type == _LOOK:
+            if belief.held is not None and kind_of(belief.held) == goal.target:
+                return True
+        elif any(kind_of(place) == goal.place for _, place in belief.find(goal.target)):
+            return True
+    return False
+
+
+def makes_sense(scenario: Scenario, goal: AlfworldGoal) -> bool:
+    """Returns whether a goal's object and its place are in a scenario's room."""
+    belief = AlfworldBelief.from_hidden(scenario.hidden)
+    things = {kind_of(thing) for thing in belief.things()}
+    places = things if goal.task_type == _LOOK else {kind_of(name) for name in belief.places}
+    return goal.target in things and goal.place in places
+
+
+class Tasks:
+    """The tasks of some scenarios, to choose others from.
+
+    Args:
+        scenarios: Of ALFWorld.
+
+    Raises:
+        ScenarioError: An instruction follows none of ALFWorld's templates.
+    """
+
+    def __init__(self, scenarios: Iterable[Scenario]) -> None:
+        self._goals = {s.instruction: AlfworldGoal.of(s) for s in scenarios}
+
+    def other(self, episode: Episode, rng: random.Random) -> str | None:
+        """Returns an instruction that an episode does not meet; None if there is none."""
+        own = AlfworldGoal.of(episode.scenario)
+        told = [text for text in self._goals if text != episode.scenario.instruction]
+        rng.shuffle(told)
+        if rng.random() < _AKIN:
+            told.sort(key=lambda text: not _akin(self._goals[text], own))
+        for text in told:
+            goal = self._goals[text]
+            if makes_sense(episode.scenario, goal) and not might_meet(episode, goal):
+                return text
+        return None
+
+
+def _akin(one: AlfworldGoal, other: AlfworldGoal) -> bool:
+    return one.target == other.target or one.place == other.place
+
+
+def with_task(episode: Episode, instruction: str) -> Episode:
+    """Returns an episode as if it had been played with another task, which it did not meet.
+
+    Args:
+        episode: A solved one.
+        instruction: Of a task that `might_meet` excludes.
+
+    Raises:
+        DataError: The first observation does not tell the task.
+    """
+    scenario = episode.scenario
+    told = scenario.observation.count(scenario.instruction)
+    if told != 1:
+        raise DataError(
+            f"{scenario.id}: expected a first observation that tells the task "
+            f"{scenario.instruction!r} once, got it {told} times"
+        )
+    changed = replace(
+        scenario,
+        id=f"{scenario.id}/relabelled",
+        instruction=instruction,
+        observation=scenario.observation.replace(scenario.instruction, instruction),
+        # The engine would start the game with its own task.
+        real={},
+    )
+    *before, last = episode.steps
+    ended = Step(last.action, last.observation, truncated=True)
+    return replace(
+        episode, scenario=changed, steps=(*before, ended), agent=f"{episode.agent}, relabelled"
+    )
+
+
+def relabelled(episodes: Sequence[Episode], seed: int) -> Iterator[Episode]:
+    """Yields every solved episode for which there is another task, with that task.
+
+    Args:
+        episodes: Real ones of ALFWorld.
+        seed: Of the choice.
+
+    Raises:
+        DataError: An episode is of another world, or imagined.
+    """
+    for episode in episodes:
+        if episode.scenario.world != "alfworld" or episode.source != "real":
+            raise DataError(
+                f"{episode.scenario.id}: expected real episodes of alfworld, got "
+                f"{episode.source!r} of {episode.scenario.world!r}; in other worlds what is "
+                "answered depends on the task"
+            )
+    tasks = Tasks(episode.scenario for episode in episodes)
+    for number, episode in enumerate(episodes):
+        if not episode.success:
+            continue
+        instruction = tasks.other(episode, random.Random(f"{seed}/{number}"))
+        if instruction is not None:
+            yield with_task(episode, instruction)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Builds the command line."""
+    built = argparse.ArgumentParser(
+        prog="python -m training.relabelled",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = built.add_argument
+    add("--data", type=Path, nargs="+", required=True, metavar="FILE", help="real episodes")
+    add("--output", type=Path, required=True, metavar="FILE", help="JSON Lines; replaced")
+    add("--seed", type=int, default=0, help="of the tasks (default: 0)")
+    return built
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns its exit status."""
+    options = parser().parse_args(argv)
+    draft = options.output.with_name(options.output.name + ".part")
+    try:
+        episodes = [episode for file in options.data for episode in read_episodes(file)]
+        draft.unlink(missing_ok=True)
+        count = 0
+        with EpisodeWriter(draft) as writer:
+            for episode in relabelled(episodes, options.seed):
+                writer.write(episode)
+                count += 1
+    except (WorldModelError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    os.replace(draft, options.output)
+    print(f"{options.output}: {count} of {len(episodes)} episodes")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
