@@ -111,7 +111,8 @@ class Recipe:
         if self.relabelled:
             commands.append([
                 "python", "-m", "training.relabelled", "--data", str(folder / "train.jsonl"),
-                "--output", str(folder / _RELABELLED), "--seed", str(self.episodes["train"]["seed"]),
+                "--output", str(folder / _RELABELLED),
+                "--seed", str(self.episodes["train"]["seed"]),
             ])  # fmt: skip
         return commands
 

@@ -176,6 +176,31 @@ def test_the_gradient_is_that_of_written_tokens(
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
+def test_what_went_worse_than_expected_weighs_less(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = Rollout(Transcript([1, 20, 30, 31], [False, False, True, True]), 1.0, 1.0)
+    bad = Rollout(Transcript([1, 20, 40, 41], [False, False, True, True]), 0.0, -1.0)
+
+    def gradient(rollouts: list[Rollout], **changes: Any) -> torch.Tensor:
+        model, _ = policy(base)
+        how = RL(batch_size=4, advantage="grpo", entropy=0.0, **changes)
+        learner = Learner(model, how)
+        monkeypatch.setattr(learner.optimizer, "step", lambda: None)
+        monkeypatch.setattr(learner.optimizer, "zero_grad", lambda **_: None)
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.zeros(()))
+        learner.learn(rollouts, 0)
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    alone = gradient([good])
+    assert torch.allclose(gradient([good, bad], negative=0.0), alone, atol=1e-7)
+    # A step is a mean over tokens: half of them are of each.
+    worse = 2 * gradient([good, bad]) - alone
+    halved = gradient([good, bad], negative=0.5)
+    assert torch.allclose(halved, (alone + worse / 2) / 2, atol=1e-6)
+    assert worse.abs().max() > 1e-4
+
+
 def test_the_gradient_does_not_depend_on_how_much_fits_into_memory(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +223,8 @@ def test_the_gradient_does_not_depend_on_how_much_fits_into_memory(
 
 
 def test_settings_that_could_not_end_well_are_refused() -> None:
-    for wrong in ({"updates": 0}, {"group_size": 1}, {"keep": 0.0}, {"advantage": "best"}):
+    for wrong in ({"updates": 0}, {"group_size": 1}, {"keep": 0.0}, {"advantage": "best"},
+                  {"negative": -1.0}):  # fmt: skip
         with pytest.raises(ValueError, match="must be"):
             RL(**wrong)
 
