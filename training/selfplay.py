@@ -77,16 +77,16 @@ _TOGETHER = 128
 
 def make_base(
     world: str, boards: Sequence[str], max_tokens: int, episodes: int, shape: Shape, how: Fit,
-    output: Path,
+    output: Path, actions: int = 0,
 ) -> Path:  # fmt: skip
     """Trains a policy that knows the format only; see `base_policy`. Returns its folder."""
     claim(output, {
         "stage": "base", "world": world, "boards": boards, "max_tokens": max_tokens,
-        "episodes": episodes, **vars(shape), **vars(how),
+        "episodes": episodes, "actions": actions, **vars(shape), **vars(how),
     })  # fmt: skip
     if not is_complete(output):
         model, codec = base_policy(
-            world, boards, max_tokens, episodes, shape, how, output / _WORKING
+            world, boards, max_tokens, episodes, shape, how, output / _WORKING, actions
         )
         size = sum(weight.numel() for weight in model.parameters())
         save_policy(model, codec, output, {"stage": "base", "world": world, "parameters": size})
@@ -115,7 +115,7 @@ def self_play(
     if (output / VALIDATION_FILE).is_file():
         return output
     arena = Arena(setting)
-    player: Player = RandomPlayer(actions=3)
+    player: Player = RandomPlayer(actions=range(3, 4))
     forbidden: Sequence[str] = ()
     if model is not None:
         weights, codec = load_policy(model)
@@ -276,7 +276,7 @@ def _base(options: argparse.Namespace) -> None:
         LEVELS[options.world].check_board(board)
     make_base(
         options.world, boards, options.max_tokens, options.episodes, _filled(Shape, options),
-        _filled(Fit, options), options.output,
+        _filled(Fit, options), options.output, options.actions,
     )  # fmt: skip
 
 
@@ -343,6 +343,7 @@ def parser() -> argparse.ArgumentParser:
     base.add_argument("--boards", nargs="+", help="kinds of boards (default: the paper's)")
     base.add_argument("--max-tokens", type=int, default=400, help="longest answer (400)")
     base.add_argument("--episodes", type=int, default=1600, help="of random play (1600)")
+    base.add_argument("--actions", type=int, default=0, help="most of a turn (0: five)")
     _add_fields(base, Shape)
     _add_fields(base, Fit, epochs=3.0, learning_rate=1e-3)
     made["play"].add_argument("--episodes", type=int, default=1280, help="how many (1280)")

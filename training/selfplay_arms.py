@@ -47,6 +47,7 @@ class Scale:
         shape: From scratch.
         max_tokens: Longest answer.
         base_episodes: Of random play, per board, from scratch.
+        base_actions: Most actions of its turns; 0 for five.
         base: Training of the base.
         episodes: Of self-play.
         sft: Fine-tuning.
@@ -60,6 +61,7 @@ class Scale:
     shape: Shape
     max_tokens: int
     base_episodes: int
+    base_actions: int
     base: Fit
     episodes: int
     sft: Fit

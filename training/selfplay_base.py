@@ -66,11 +66,11 @@ class RandomPlayer:
     """Acts at random, in the format that is asked for.
 
     Args:
-        actions: Of every turn; None for one to five.
+        actions: How many a turn has, each number as likely; None for one to five.
         imagining: In style ``plain``, the share of answers that say states nevertheless.
     """
 
-    def __init__(self, actions: int | None = None, imagining: float = 0.0) -> None:
+    def __init__(self, actions: range | None = None, imagining: float = 0.0) -> None:
         self._actions, self._imagining = actions, imagining
         self._agents: dict[Game, tuple[Agent, Random]] = {}
 
@@ -90,7 +90,8 @@ class RandomPlayer:
 
         turn = act()
         if self._actions is not None:
-            turn = SEPARATOR.join(act().partition(SEPARATOR)[0] for _ in range(self._actions))
+            count = random.choice(self._actions)
+            turn = SEPARATOR.join(act().partition(SEPARATOR)[0] for _ in range(count))
         says = game.setting.style == "worldmodel" or random.random() < self._imagining
         return f"{THINK}{_IMAGINED if says else ''}</think><answer>{turn}</answer>"
 
@@ -103,6 +104,7 @@ def base_policy(
     shape: Shape,
     how: Fit,
     folder: Path,
+    actions: int = 0,
 ) -> tuple[Any, Codec]:
     """Trains the common start of all arms.
 
@@ -114,6 +116,7 @@ def base_policy(
         shape: Of the model.
         how: To train; its seed is that of the play and of the weights as well.
         folder: For checkpoints.
+        actions: Most of a turn; 0 for five. What fewer lead to is sooner learned.
 
     Returns:
         Model and codec.
@@ -125,7 +128,7 @@ def base_policy(
     chats = [
         conversation
         for setting in settings
-        for conversation in _format_only(setting, -(-episodes // len(settings)), how.seed)
+        for conversation in _format_only(setting, -(-episodes // len(settings)), how.seed, actions)
     ]
     tokenizer = state_tokenizer(
         [*_texts(chats), *_coordinates(boards)],
@@ -147,11 +150,13 @@ def base_policy(
     return fit(model, codec, [codec.labelled(chat) for chat in chats], how, folder), codec
 
 
-def _format_only(setting: Setting, episodes: int, seed: int) -> Iterator[Conversation]:
+def _format_only(
+    setting: Setting, episodes: int, seed: int, actions: int
+) -> Iterator[Conversation]:
     """Yields random play whose imagined states are those of other moments."""
     first = _FIRST_LEVEL + seed * 10_000
     games = Arena(setting).play(
-        RandomPlayer(imagining=0.5),
+        RandomPlayer(range(1, actions + 1) if actions else None, imagining=0.5),
         training_levels(setting.board, episodes, first),
         range(episodes),
     )

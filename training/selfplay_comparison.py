@@ -105,7 +105,7 @@ def _base(point: Point, scale: Scale, output: Path) -> str | Path:
     how = dataclasses.replace(scale.base, seed=point.seed)
     return make_base(
         point.world, point.boards, scale.max_tokens, scale.base_episodes * len(point.boards),
-        scale.shape, how, output / "starts" / point.start / "base",
+        scale.shape, how, output / "starts" / point.start / "base", scale.base_actions,
     )  # fmt: skip
 
 
@@ -229,6 +229,7 @@ def _scale(options: argparse.Namespace) -> Scale:
         shape=Shape(layers=options.layers, width=options.width, hidden=2 * options.width),
         max_tokens=options.max_tokens,
         base_episodes=options.base_episodes,
+        base_actions=options.base_actions,
         base=Fit(options.base_epochs, options.sft_learning_rate, options.sft_batch_size),
         episodes=options.episodes,
         sft=Fit(options.sft_epochs, options.sft_learning_rate, options.sft_batch_size),
@@ -245,6 +246,7 @@ _OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("width", 128, "from scratch: residual width; feed-forward blocks are twice as wide"),
     ("base-episodes", 1200, "from scratch: random play per board that teaches the format"),
     ("base-epochs", 2.0, "from scratch: passes over it"),
+    ("base-actions", 0, "from scratch: most actions of its turns (0: five)"),
     ("episodes", 1280, "of self-play"),
     ("sft-epochs", 3.0, "passes over self-play"),
     ("sft-batch-size", 8, "episodes per optimiser step of fine-tuning and of the base"),
