@@ -67,6 +67,7 @@ class EvaluationResult:
     ) -> dict[str, Any]:
         """Returns the report of ``llmworld evaluate``; rates are fractions, undefined ones None.
 
+        ``success`` says whether successes are claimed where they are real, see `SuccessMatch`;
         ``em["as_sets"]`` stands only where the engine leaves the order of lists open, ``credit``
         (of the predictions, and of repeating the last observation) only where the world has one.
         """
@@ -95,8 +96,24 @@ class EvaluationResult:
             "seconds": self.seconds,
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
+            "success": self._successes(),
             **self._credits(),
             "mistakes": self._mistakes(),
+        }
+
+    def _successes(self) -> dict[str, Any]:
+        # A turn without an answer claims nothing.
+        match = metrics.success_match(
+            [
+                ((turn.prediction or "").endswith(SUCCESS_MARKER),
+                 turn.truth.endswith(SUCCESS_MARKER))
+                for turn in self.turns
+            ]
+        )  # fmt: skip
+        rates = {"confirmed": match.confirmed, "found": match.found}
+        return {
+            name: {"value": rate.value, "hits": rate.hits, "n": rate.n}
+            for name, rate in rates.items()
         }
 
     def _credits(self) -> dict[str, Any]:

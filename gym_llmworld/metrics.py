@@ -111,6 +111,22 @@ class ExactMatch:
 
 
 @dataclass(frozen=True, slots=True)
+class SuccessMatch:
+    """Whether a model says success where the world does; what a policy that learns in it is paid.
+
+    Exact match hardly shows it: an episode has one such turn, and players who know what they do
+    never deliver what nobody asked for.
+
+    Attributes:
+        confirmed: Share of the claimed successes that are real (precision).
+        found: Share of the real successes that are claimed (recall).
+    """
+
+    confirmed: Rate
+    found: Rate
+
+
+@dataclass(frozen=True, slots=True)
 class Consistency:
     """Whether success in the imagined world means success in the real one.
 
@@ -149,6 +165,18 @@ def action_verb(action: str) -> str:
     """Returns the leading lower-case word of an action (``"go"``, ``"search"``), or ``"?"``."""
     match = _VERB.match(action.strip().lower())
     return match.group() if match else "?"
+
+
+def success_match(told: Sequence[tuple[bool, bool]]) -> SuccessMatch:
+    """Compares claimed with real success.
+
+    Args:
+        told: For each turn, whether the model says success, and whether the world does.
+    """
+    return SuccessMatch(
+        confirmed=Rate.of(real for claimed, real in told if claimed),
+        found=Rate.of(claimed for claimed, real in told if real),
+    )
 
 
 def exact_match_rates(

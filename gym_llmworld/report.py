@@ -30,6 +30,10 @@ EM_LABELS = {
     "copy_baseline": "baseline: copy the last observation",
     "majority_baseline": "baseline: majority per verb",
 }
+SUCCESS_LABELS = {
+    "confirmed": "claimed successes that are real",
+    "found": "real successes that are claimed",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,10 @@ def em_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
         [label, number(em[key], 4), str(counts[key]["n"])]
         for key, label in EM_LABELS.items()
         if key in em
+    ] + [
+        [label, number(rate["value"], 4), str(rate["n"])]
+        for key, label in SUCCESS_LABELS.items()
+        if (rate := evaluation.get("success", {}).get(key))
     ] + [
         [f"{evaluation['credit']['name']}{whose}", number(evaluation["credit"][key], 4),
          str(evaluation["credit"]["n"])]

@@ -126,6 +126,30 @@ def test_partial_credit_beside_exact_match() -> None:
     assert "credit" not in plain.to_json(env_id="x", model="m")
 
 
+def test_successes_that_are_claimed_and_those_that_are_real() -> None:
+    episodes = [
+        episode("a", ("take", "taken"), ("put", "done"), won=True),
+        episode("b", ("take", "taken"), ("put", "done")),
+        episode("c", ("take", "taken"), ("put", "done"), won=True),
+    ]
+    answers = iter(["taken", "taken", "taken", "done [SUCCESS]", "done [SUCCESS]", "done"])
+    backend = ScriptedBackend(lambda chat: next(answers))
+    data = evaluate_episodes(backend, PROTOCOL, episodes).to_json(env_id="x", model="m")
+    assert data["success"] == {
+        "confirmed": {"value": 0.5, "hits": 1, "n": 2},
+        "found": {"value": 0.5, "hits": 1, "n": 2},
+    }
+    assert [row for row in em_rows(data) if "success" in row[0]] == [
+        ["claimed successes that are real", "0.5000", "2"],
+        ["real successes that are claimed", "0.5000", "2"],
+    ]
+    silent = evaluate_episodes(ScriptedBackend(lambda chat: "taken"), PROTOCOL, episodes[1:2])
+    nothing = silent.to_json(env_id="x", model="m")["success"]
+    assert {name: (rate["value"], rate["n"]) for name, rate in nothing.items()} == {
+        "confirmed": (None, 0), "found": (None, 0),
+    }  # fmt: skip
+
+
 def test_lists_as_sets_beside_the_strict_figure() -> None:
     seen = "In it, you see:\n\ta fig\n\ta cup (containing a nut, a pea)"
     turned = "In it, you see:\n\ta cup (containing a pea, a nut)\n\ta fig"
