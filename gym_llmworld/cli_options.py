@@ -56,9 +56,8 @@ HtmlFile = Annotated[
 AgentStyle = Annotated[
     str | None,
     typer.Option(
-        help="How llm: agents are asked: bare (the action), reminded (the same, every observation "
-        "ends with the task) or react (thought and action). Default: as the model's llmworld.json "
-        "says, react without one.",
+        help="How llm: agents are asked, bare (the action) or react (thought and action). Default: "
+        "as the model's llmworld.json says, react without one.",
         show_default=False,
     ),
 ]

@@ -4,11 +4,9 @@ The mirror image of `gym_llmworld.protocol`: there the model plays the world, he
 agent. The chat that an agent acts on, the one it learns from and the one that reinforcement
 learning samples are the same bytes, because all of them come from `PolicyPrompt`.
 
-Three styles. ``bare``: the assistant's turn is the action, which is all that a small model can
-learn. ``reminded``: the same, but every observation ends with the task; a small model that has read
-of it only at the beginning learns what agents do and not what for. ``react``: a thought and an
-action (ReAct, arXiv 2210.03629), worded as Word2World and AgentGym word it (arXiv 2512.18832,
-appendix A.4), with its two parsers.
+Two styles. ``bare``: the assistant's turn is the action, which is all that a small model can learn.
+``react``: a thought and an action (ReAct, arXiv 2210.03629), worded as Word2World and AgentGym word
+it (arXiv 2512.18832, appendix A.4), with its two parsers.
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ from gym_llmworld.core import Episode, FinishReason, Message, Scenario, Step
 from gym_llmworld.errors import DataError
 from gym_llmworld.protocol import admit, harmless
 
-BARE, REMINDED, REACT = "bare", "reminded", "react"
-STYLES = (BARE, REMINDED, REACT)
+BARE, REACT = "bare", "react"
+STYLES = (BARE, REACT)
 
 MISSING_ACTION = "Error: Missing action. Please provide a single action."
 SEVERAL_ACTIONS = "Error: Only one 'Action' is allowed per response. Please adjust your response."
@@ -82,7 +80,7 @@ class PolicyPrompt:
     """Turns episodes into chats whose next message is the agent's, and answers into actions.
 
     Attributes:
-        style: ``"bare"``, ``"reminded"`` or ``"react"``.
+        style: ``"bare"`` or ``"react"``.
         world: Key of the world; style ``react`` words the acknowledgement and reads answers as
             that world's published client does. Empty: as most of them do.
 
@@ -104,11 +102,11 @@ class PolicyPrompt:
     def opening(self, scenario: Scenario) -> tuple[Message, ...]:
         """Returns the chat before the first action; it ends with the first observation.
 
-        Bare and reminded: that observation alone, with the instruction before it where it does not
-        tell the task itself. React: an instruction and its acknowledgement stand before it.
+        Bare: that observation alone, with the instruction before it where it does not tell the
+        task itself. React: an instruction and its acknowledgement stand before it.
         """
         first = Message("user", _first_observation(scenario))
-        if self.style != REACT:
+        if self.style == BARE:
             return (first,)
         acknowledgement = _ACKNOWLEDGEMENTS.get(self.world, _ACKNOWLEDGEMENT)
         return (Message("user", _INSTRUCTION), Message("assistant", acknowledgement), first)
@@ -132,7 +130,7 @@ class PolicyPrompt:
             answer = harmless(said[index]) if index < len(said) else self.say(step.action)
             chat += (
                 Message("assistant", answer),
-                Message("user", harmless(self._told(scenario, step.observation))),
+                Message("user", harmless(step.observation)),
             )
         return tuple(chat)
 
@@ -150,7 +148,7 @@ class PolicyPrompt:
     def say(self, action: str) -> str:
         """Returns the assistant's turn that sends an action."""
         action = admit(action) or ""
-        return react("", action) if self.style == REACT else action
+        return action if self.style == BARE else react("", action)
 
     def parse(self, text: str, finish_reason: FinishReason) -> ParsedAction:
         """Reads an answer; never raises.
@@ -169,11 +167,8 @@ class PolicyPrompt:
             return ParsedAction("", thought, AnswerStatus.NO_ACTION)
         return ParsedAction(admitted, thought, AnswerStatus.OK)
 
-    def _told(self, scenario: Scenario, observation: str) -> str:
-        return f"{observation}\n{scenario.instruction}" if self.style == REMINDED else observation
-
     def _read(self, text: str) -> tuple[str, str | None]:
-        if self.style != REACT:
+        if self.style == BARE:
             return text, None
         before = text.partition("Action:")[0].strip().removeprefix("Thought:").strip()
         thought = harmless(before) or None

@@ -40,14 +40,6 @@ def test_bare_chat_word_for_word() -> None:
     ]
 
 
-def test_reminded_chat_word_for_word() -> None:
-    assert pairs(PolicyPrompt("reminded").encode(SCENARIO, STEPS[:1])) == [
-        ("user", SCENARIO.observation),
-        ("assistant", "go to desk 1"),
-        ("user", f"You arrive at desk 1.\n{TASK}"),
-    ]
-
-
 def test_react_chat_has_the_published_shape() -> None:
     chat = pairs(PolicyPrompt("react", "alfworld").encode(SCENARIO, STEPS[:1]))
     assert [role for role, _ in chat] == ["user", "assistant", "user", "assistant", "user"]
@@ -165,5 +157,5 @@ def test_the_parser_of_a_single_action() -> None:
 
 
 def test_an_unknown_style_is_named() -> None:
-    with pytest.raises(ValueError, match="bare, reminded, react, got 'chat'"):
+    with pytest.raises(ValueError, match="bare, react, got 'chat'"):
         PolicyPrompt("chat")

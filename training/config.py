@@ -46,8 +46,8 @@ class Config:
     only_agents: str = _option("", "learn from episodes of these agents alone, such as expert,tour")
     agent_style: str = _option(
         BARE,
-        "of agents: bare (the answer is the action), reminded (so is it, and every observation "
-        "ends with the task) or react (a thought, empty in the labels, and the action)",
+        "of agents: bare (the answer is the action) or react (a thought, empty in the labels, and "
+        "the action)",
     )
     prompt_style: str = _option(
         "engine",
