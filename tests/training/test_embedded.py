@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from gym_llmworld.errors import DataError
+from gym_llmworld.scenarios import data_folder
 from gym_llmworld.worlds import get_world, world_keys
 from training import embedded
 from training.config import Config
 from training.embedded import RECIPES, Recipe, install, main, make
 
+WEIGHTS = "model.safetensors"
 FILES = sorted(RECIPES.glob("*.toml"))
 
 
@@ -65,6 +71,20 @@ def test_a_folder_keeps_to_one_recipe(tmp_path: Path) -> None:
     make(recipe, tmp_path, [])
     with pytest.raises(DataError, match="pass another --output"):
         make(recipe.scaled(0.5), tmp_path, [])
+
+
+def test_half_the_bytes_load_as_before(tmp_path: Path) -> None:
+    whole, half = data_folder("alfworld") / "model", tmp_path / "model"
+    shutil.copytree(whole, half)
+    weights = AutoModelForCausalLM.from_pretrained(whole, dtype="float32").state_dict()
+    save_file({k: v.float() for k, v in load_file(whole / WEIGHTS).items()}, half / WEIGHTS)
+    before = (half / WEIGHTS).stat().st_size
+    embedded.halve(half)
+    assert (half / WEIGHTS).stat().st_size < 0.51 * before
+    loaded = AutoModelForCausalLM.from_pretrained(half, dtype="float32")
+    assert loaded.dtype == torch.float32
+    for name, weight in loaded.state_dict().items():
+        assert torch.equal(weight, weights[name].half().float())
 
 
 def test_only_finished_models_are_installed(
