@@ -208,6 +208,8 @@ def halve(model: Path) -> None:
     small = {name: weight.to(torch.float16) for name, weight in weights.items()}
     draft = file.with_suffix(".part")
     save_file(small, draft, metadata={"format": "pt"})
+    # Safetensors writes files that nobody else may read.
+    draft.chmod(file.stat().st_mode)
     draft.replace(file)
 
 
