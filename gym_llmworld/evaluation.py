@@ -110,11 +110,7 @@ class EvaluationResult:
                 for turn in self.turns
             ]
         )  # fmt: skip
-        rates = {"confirmed": match.confirmed, "found": match.found}
-        return {
-            name: {"value": rate.value, "hits": rate.hits, "n": rate.n}
-            for name, rate in rates.items()
-        }
+        return {"confirmed": match.confirmed.to_json(), "found": match.found.to_json()}
 
     def _credits(self) -> dict[str, Any]:
         if self.credit is None or not self.turns:

@@ -43,6 +43,10 @@ class Rate:
         """``hits / n`` as a fraction, None without trials."""
         return self.hits / self.n if self.n else None
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns ``{"value", "hits", "n"}``."""
+        return {"value": self.value, "hits": self.hits, "n": self.n}
+
     @classmethod
     def of(cls, outcomes: Iterable[bool | None]) -> Rate:
         """Counts outcomes; None (the trial broke) is a failure, not a smaller n."""
@@ -340,10 +344,7 @@ def agreement_by_step(
 
 def rates_to_json(rates: Mapping[Any, Rate]) -> list[dict[str, Any]]:
     """Returns grouped rates as rows ``{"key", "value", "hits", "n"}``, in their order."""
-    return [
-        {"key": key, "value": rate.value, "hits": rate.hits, "n": rate.n}
-        for key, rate in rates.items()
-    ]
+    return [{"key": key, **rate.to_json()} for key, rate in rates.items()]
 
 
 def rouge_l(prediction: str, truth: str) -> float:

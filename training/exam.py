@@ -65,9 +65,7 @@ class Exam:
 
 def _as_row(match: TurnMatch, chats: Sequence[TokenizedChat]) -> dict[str, Any]:
     rates = {"all": match.all, "changed": match.changed, "unchanged": match.unchanged}
-    row = {
-        name: {"value": rate.value, "hits": rate.hits, "n": rate.n} for name, rate in rates.items()
-    }
+    row = {name: rate.to_json() for name, rate in rates.items()}
     turns = [turn for chat in chats for turn in chat.turns]
     same = sum(not turn.changed for turn in turns)
     return {**row, "copy_baseline": same / len(turns) if turns else None}

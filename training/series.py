@@ -234,9 +234,7 @@ def _em(trained: Trained) -> dict[str, Any]:
         return {}
     return {
         world: {
-            "value": match.all.value,
-            "hits": match.all.hits,
-            "n": match.all.n,
+            **match.all.to_json(),
             **{f"{name}_baseline": v for name, v in trained.baselines[world].items()},
         }
         for world, match in trained.scores.by_world.items()

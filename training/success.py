@@ -101,9 +101,7 @@ def _row(episodes: Sequence[Episode]) -> dict[str, Any]:
     rate = Rate.of(episode.success for episode in episodes)
     steps = sum(len(episode.steps) for episode in episodes)
     return {
-        "value": rate.value,
-        "hits": rate.hits,
-        "n": rate.n,
+        **rate.to_json(),
         "steps": round(steps / rate.n, 2) if rate.n else None,
     }
 
