@@ -23,7 +23,7 @@ import os
 import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gym_llmworld.core import Episode, Scenario, Step
@@ -36,28 +36,52 @@ _AKIN = 0.5
 """Share of the new tasks that have object or place in common with the old one."""
 
 
-def might_meet(episode: Episode, goal: AlfworldGoal) -> bool:
-    """Returns whether a goal may be met at some moment of an episode; never a wrong no.
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What an episode's room holds, and where things have been on the way; all of them kinds.
 
-    Whether an object is clean, hot or cold, and whether there are two of them, is left out.
+    Attributes:
+        things: Objects in the room.
+        places: Receptacles in the room.
+        lying: Objects, each with a receptacle that one of them was in at some moment.
+        held: Objects that were in hand at some moment.
     """
-    belief = AlfworldBelief.from_hidden(episode.scenario.hidden)
-    for observation in ("", *(step.observation for step in episode.steps)):
-        belief.update(observation)
+
+    things: frozenset[str]
+    places: frozenset[str]
+    lying: frozenset[tuple[str, str]]
+    held: frozenset[str]
+
+    @classmethod
+    def of(cls, episode: Episode) -> Course:
+        """Follows an episode from everything that there is to know at its start."""
+        belief = AlfworldBelief.from_hidden(episode.scenario.hidden)
+        things = frozenset(map(kind_of, belief.things()))
+        places = frozenset(map(kind_of, belief.places))
+        lying, held = set[tuple[str, str]](), set[str]()
+        for observation in ("", *(step.observation for step in episode.steps)):
+            belief.update(observation)
+            held.update(kind_of(thing) for thing in (belief.held,) if thing is not None)
+            lying.update(
+                (kind_of(thing), kind_of(name))
+                for name, place in belief.places.items()
+                for thing in place.contents or ()
+            )
+        return cls(things, places, frozenset(lying), frozenset(held))
+
+    def makes_sense(self, goal: AlfworldGoal) -> bool:
+        """Returns whether a goal's object and its place are in the room; a lamp is an object."""
+        there = self.things if goal.task_type == _LOOK else self.places
+        return goal.target in self.things and goal.place in there
+
+    def might_meet(self, goal: AlfworldGoal) -> bool:
+        """Returns whether a goal may be met at some moment; never a wrong no.
+
+        Whether an object is clean, hot or cold, and whether there are two of them, is left out.
+        """
         if goal.task_type == _LOOK:
-            if belief.held is not None and kind_of(belief.held) == goal.target:
-                return True
-        elif any(kind_of(place) == goal.place for _, place in belief.find(goal.target)):
-            return True
-    return False
-
-
-def makes_sense(scenario: Scenario, goal: AlfworldGoal) -> bool:
-    """Returns whether a goal's object and its place are in a scenario's room."""
-    belief = AlfworldBelief.from_hidden(scenario.hidden)
-    things = {kind_of(thing) for thing in belief.things()}
-    places = things if goal.task_type == _LOOK else {kind_of(name) for name in belief.places}
-    return goal.target in things and goal.place in places
+            return goal.target in self.held
+        return (goal.target, goal.place) in self.lying
 
 
 class Tasks:
@@ -80,9 +104,10 @@ class Tasks:
         rng.shuffle(told)
         if rng.random() < _AKIN:
             told.sort(key=lambda text: not _akin(self._goals[text], own))
+        course = Course.of(episode)
         for text in told:
             goal = self._goals[text]
-            if makes_sense(episode.scenario, goal) and not might_meet(episode, goal):
+            if course.makes_sense(goal) and not course.might_meet(goal):
                 return text
         return None
 
@@ -96,7 +121,7 @@ def with_task(episode: Episode, instruction: str) -> Episode:
 
     Args:
         episode: A solved one.
-        instruction: Of a task that `might_meet` excludes.
+        instruction: Of a task that `Course.might_meet` excludes.
 
     Raises:
         DataError: The first observation does not tell the task.
@@ -171,7 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         episodes = [episode for file in options.data for episode in read_episodes(file)]
         draft.unlink(missing_ok=True)
         count = 0
-        with EpisodeWriter(draft) as writer:
+        # Not durable one by one: the file counts only when all of it is there.
+        with EpisodeWriter(draft, durable=False) as writer:
             for episode in relabelled(episodes, options.seed):
                 writer.write(episode)
                 count += 1

@@ -16,7 +16,7 @@ from gym_llmworld.real.alfworld_games import Game, build_game
 from gym_llmworld.real.alfworld_scenarios import game_scenario
 from gym_llmworld.real.alfworld_tasks import sample_specs
 from gym_llmworld.worlds.alfworld_belief import AlfworldGoal
-from training.relabelled import Tasks, main, makes_sense, might_meet, relabelled, with_task
+from training.relabelled import Course, Tasks, main, relabelled, with_task
 
 SPECS = sample_specs("train", 24, seed=5)
 GOAL = re.compile(r"\(:goal\b.*", re.DOTALL)
@@ -113,8 +113,9 @@ STEPS = (
 def test_goals_that_might_be_met(instruction: str, met: bool) -> None:
     scenario = Scenario("x", "alfworld", "train", "put a pen in drawer.", "", hidden=ROOM)
     goal = AlfworldGoal.of(Scenario("y", "alfworld", "train", instruction, ""))
-    assert might_meet(Episode(scenario, STEPS, "real", "expert"), goal) is met
-    assert makes_sense(scenario, goal)
+    course = Course.of(Episode(scenario, STEPS, "real", "expert"))
+    assert course.might_meet(goal) is met
+    assert course.makes_sense(goal)
 
 
 def test_goals_of_other_rooms_make_no_sense() -> None:
@@ -122,7 +123,7 @@ def test_goals_of_other_rooms_make_no_sense() -> None:
     for instruction in ("put a pen in fridge.", "look at pen under the floorlamp.",
                         "put a cup in desk."):  # fmt: skip
         goal = AlfworldGoal.of(Scenario("y", "alfworld", "train", instruction, ""))
-        assert not makes_sense(scenario, goal)
+        assert not Course.of(Episode(scenario, STEPS, "real", "expert")).makes_sense(goal)
 
 
 def test_no_other_task_means_no_episode() -> None:
