@@ -59,8 +59,8 @@ class Recipe:
             ``seed``, and further options of `llmworld collect`.
         sft: Options of `training.sft`.
         max_new_tokens: Longest answer that the model is to give.
-        relabelled: Weight of the training episodes' solved ones with other tasks, for each that
-            they have themselves, see `training.relabelled`; 0 for none.
+        relabelled: Weight of the solved training episodes with other tasks (`training.relabelled`),
+            where that of the training episodes is 1; 0 for none.
     """
 
     world: str

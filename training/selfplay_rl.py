@@ -179,7 +179,7 @@ class Learner:
         """
         how = self.how
         if how.advantage == "grpo" and how.negative == 0:
-            # The others have no gradient, and there is no value to learn from them.
+            # Nothing but the entropy bonus would come from the others: there is no value to learn.
             rollouts = [rollout for rollout in rollouts if rollout.standing > 0]
         data = self._judged(rollouts)
         generator = torch.Generator().manual_seed(seed)
@@ -237,7 +237,6 @@ class Learner:
                 (t, judged.clone().update({"advantage": (judged["advantage"] - mean) / deviation}))
                 for t, judged in batch
             ]
-        batch = [(t, self._weighted(judged)) for t, judged in batch]
         tokens, size = sum(len(judged) for _, judged in batch), self.how.micro_batch_size
         parts = [batch[begin : begin + size] for begin in range(0, len(batch), size)]
         reports = [self._backward(part, tokens) for part in parts]
@@ -248,11 +247,6 @@ class Learner:
         summed = {key: sum(report[key] for report in reports) for key in reports[0]}
         return {"grad_norm": float(norm)} | summed
 
-    def _weighted(self, judged: TensorDict) -> TensorDict:
-        gain = judged["advantage"]
-        weighted = torch.where(gain < 0, self.how.negative * gain, gain)
-        return judged.clone().update({"advantage": weighted})
-
     def _backward(
         self, part: Sequence[tuple[Transcript, TensorDict]], tokens: int
     ) -> dict[str, float]:
@@ -260,6 +254,8 @@ class Learner:
         ids, written = padded([transcript for transcript, _ in part], self.model.device)
         logits, hidden = written_logits(self.model, ids, written)
         data: Any = torch.cat([judged for _, judged in part])
+        gain = data["advantage"]
+        data["advantage"] = torch.where(gain < 0, self.how.negative * gain, gain)
         data["token_logits"] = logits
         data["action"] = ids[:, 1:][written[:, 1:]]
         data["value"] = self.value(hidden.float())

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from gym_llmworld.core import Message
 from gym_llmworld.errors import CheckpointError, DataError, ScenarioError
 from gym_llmworld.real.grids_levels import LevelSpec, make_level
+from gym_llmworld.worlds.grids import SEPARATOR
 from tests.tiny_models import SYSTEM_LAST, tiny_tokenizer
 from training.scratch import small_llama
 from training.selfplay_base import RandomPlayer, _coordinates, _wholes
@@ -100,6 +101,14 @@ def chats() -> list[Conversation]:
 def _row(row: dict[str, Any]) -> tuple[tuple[Message, ...], str, str]:
     prompt = tuple(Message(m["role"], m["content"]) for m in row["prompt"])
     return prompt, row["response"], "level"
+
+
+def test_random_players_keep_to_how_many_actions_a_turn_has() -> None:
+    games = Arena(LAKE).play(
+        RandomPlayer(range(1, 3)), training_levels(LAKE.board, 12), range(12)
+    )  # fmt: skip
+    answers = [turn.response.partition("<answer>")[2] for game in games for turn in game.turns]
+    assert {answer.count(SEPARATOR) + 1 for answer in answers} == {1, 2}
 
 
 @pytest.fixture(scope="module")
