@@ -27,6 +27,13 @@ def games(
     n: Annotated[int, typer.Option("--n", min=1, help="How many.")] = 40,
     seed: Seed = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    boards: Annotated[
+        str | None,
+        typer.Option(
+            help="Of grid puzzles: kinds of boards that take turns, such as 4x4,4x4-firm.",
+            show_default="SPA's",
+        ),
+    ] = None,
 ) -> None:
     """Make new games for the real engine, each proven solvable, and the scenarios that start them.
 
@@ -41,9 +48,16 @@ def games(
     chosen = world.splits[-1] if split is None else split
     if chosen not in world.splits:
         raise ScenarioError(f"no split {chosen!r}; expected one of {', '.join(world.splits)}")
-    write_games = real_games(world).write_games
+    twin = real_games(world)
+    kinds = {}
+    if boards is not None:
+        if not hasattr(twin, "LEVELS"):
+            raise ScenarioError(f"{world.title} has no kinds of boards; leave out --boards")
+        kinds = {"boards": [kind.strip() for kind in boards.split(",")]}
     with progress_bar("games") as progress:
-        written = write_games(out, chosen, n, seed, workers=workers, progress=progress)
+        written = twin.write_games(
+            out, chosen, n, seed, workers=workers, progress=progress, **kinds
+        )
     say(f"{len(read_scenarios(written))} {world.title} games of split {chosen!r}: {written}")
     say(f"next: llmworld collect {world_key} --games {out} --episodes 200 --out real.jsonl", "dim")
 

@@ -116,7 +116,7 @@ class Imagination:
         prompt_style: str | None = None,
         scenarios: str | None = None,
         split: str = "train",
-        temperature: float = 0.0,
+        temperature: float | None = None,
         top_p: float = 1.0,
         max_tokens: int | None = None,
         anchor: str | Sequence[str] | None = None,
@@ -134,7 +134,8 @@ class Imagination:
             prompt_style: How the context is worded; None for what the checkpoint says.
             scenarios: File or folder of scenarios; None for those that ship with the package.
             split: Split to draw scenarios from, unless a reset says otherwise.
-            temperature: Of the model; 0 is greedy.
+            temperature: Of the model, 0 is greedy; None for the world's default: 0, but 1 where
+                the real environment leaves what happens to chance.
             top_p: Nucleus of the model.
             max_tokens: Upper bound of an observation in tokens; None for the world's default.
             anchor: When the real twin answers, a rule or several: ``"search["`` (actions that begin
@@ -154,7 +155,8 @@ class Imagination:
         spec = get_world(world)
         store = ScenarioStore(world, scenarios)
         store.of_split(split)
-        sampling = Sampling(temperature, top_p, max_tokens or spec.max_tokens)
+        chosen = spec.temperature if temperature is None else temperature
+        sampling = Sampling(chosen, top_p, max_tokens or spec.max_tokens)
         name = embedded_model(world) if model is None else model
         protocol = calibrated(spec.protocol(prompt_style or checkpoint_style(name, world)), name)
         engine = backends.load_backend(name, backend, **(backend_options or {}))

@@ -78,6 +78,15 @@ def test_every_scenario_is_listed_with_its_task(text_games: Path) -> None:
     assert written[0].instruction[:20] in lines[0]
 
 
+def test_kinds_of_boards(tmp_path: Path) -> None:
+    options = ("--out", tmp_path, "--split", "valid", "--n", "4", "--boards")
+    made = succeed("games", "frozenlake", *options, "4x4, 4x4-firm")
+    assert "4 FrozenLake games" in made
+    listed = succeed("scenarios", "frozenlake", "--games", tmp_path).splitlines()
+    assert [line.split("/")[1] for line in listed] == ["4x4", "4x4-firm"] * 2
+    fail("games", "textworld", *options, "4x4", message="TextWorld has no kinds of boards")
+
+
 @pytest.mark.parametrize("world", ["alfworld", "scienceworld", "textworld"])
 def test_the_shipped_scenarios_are_listed(world: str) -> None:
     store, split = ScenarioStore(world), get_world(world).splits[-1]

@@ -23,7 +23,7 @@ from gym_llmworld.real.grids_levels import SEEDS, LevelSpec, make_level, split_o
 from gym_llmworld.scenarios import ScenarioStore
 from gym_llmworld.testing import HOSTILE_ACTIONS, check_text_env
 from gym_llmworld.worlds import get_world
-from gym_llmworld.worlds.grids import Puzzle, actions_left, is_exhausted
+from gym_llmworld.worlds.grids import SEPARATOR, Puzzle, actions_left, is_exhausted
 from tests.grids_shared import ALL, begun, level, real
 from tests.scripted_world import MODEL
 
@@ -359,7 +359,7 @@ def test_games_are_written_and_played(key: str, tmp_path: Path) -> None:
     games, board = real_games(get_world(key)), next(iter(ALL[key].boards))
     games.write_games(tmp_path / "a", "test", 4, 3)
     games.write_games(tmp_path / "a", "test", 8, 3)
-    file = games.write_games(tmp_path / "b", "test", 8, 3, board=board)
+    file = games.write_games(tmp_path / "b", "test", 8, 3, boards=[board])
     made = games.load_games(tmp_path / "a", "test")
     assert len({s.id for s in made}) == 8
     assert (tmp_path / "a" / "test" / "scenarios.jsonl").read_bytes() == file.read_bytes()
@@ -371,7 +371,7 @@ def test_games_are_written_and_played(key: str, tmp_path: Path) -> None:
 
 def test_levels_of_other_sizes_for_transfer(tmp_path: Path) -> None:
     games = real_games(get_world("frozenlake"))
-    games.write_games(tmp_path, "valid", 5, board="6x6-firm")
+    games.write_games(tmp_path, "valid", 5, boards=["6x6-firm"])
     for scenario in games.load_games(tmp_path, "valid"):
         assert (len(scenario.real["level"]), scenario.hidden) == (6, {"slippery": False})
         assert "The ice is not slippery." in scenario.instruction
@@ -379,6 +379,27 @@ def test_levels_of_other_sizes_for_transfer(tmp_path: Path) -> None:
         "LLMWorld-FrozenLake-v0", model=MODEL, scenarios=str(tmp_path), split="valid"
     )
     assert imagined.reset(seed=0)[1]["llmworld"]["scenario"].startswith("valid/6x6-firm/")
+
+
+def test_kinds_of_boards_take_turns(tmp_path: Path) -> None:
+    games = real_games(get_world("frozenlake"))
+    games.write_games(tmp_path, "valid", 6, boards=["4x4", "4x4-firm", "6x6-firm"])
+    made = [
+        (len(s.real["level"]), s.hidden["slippery"]) for s in games.load_games(tmp_path, "valid")
+    ]
+    assert made == [(4, True), (4, False), (6, False)] * 2
+    with pytest.raises(ScenarioError, match="no board '5x5'; expected one of 4x4, "):
+        games.write_games(tmp_path, "train", 6, boards=["4x4", "5x5"])
+
+
+def test_only_slippery_ice_is_left_to_chance() -> None:
+    """One slips to either side: a greedy model would always slip to the same."""
+    assert {key: get_world(key).temperature for key in ALL} == {
+        "frozenlake": 1.0, "sokoban": 0.0, "sudoku": 0.0,
+    }  # fmt: skip
+    for asked, chosen in ((None, 1.0), (0.0, 0.0)):
+        env = gym.make("LLMWorld-FrozenLake-v0", model=MODEL, temperature=asked)
+        assert env.unwrapped.imagination.sampling.temperature == chosen  # type: ignore[attr-defined]
 
 
 @KEYS
@@ -413,6 +434,16 @@ def test_how_well_players_play(key: str, name: str, lowest: float, highest: floa
     assert again == played[7]
     marked = get_world(key).protocol("engine").conversation(played[7])[-1].content
     assert marked.endswith(" [SUCCESS]") == played[7].success
+
+
+@KEYS
+def test_one_player_takes_single_actions(key: str) -> None:
+    env, agent = real(key), get_world(key).agents["single"]()
+    played = [play(env, agent, s, seed=i, max_steps=5) for i, s in enumerate(shipped(key)[:10])]
+    asked = [step.action for episode in played for step in episode.steps]
+    assert len(asked) >= 20
+    assert not any(SEPARATOR in action for action in asked)
+    assert len(set(asked)) > 3
 
 
 @KEYS

@@ -13,6 +13,7 @@ from gym_llmworld.policy_prompt import BARE, STYLES
 from training.data import Conversations, Filter, PromptStyles, Source, read_conversations
 
 SCRATCH = "scratch"
+NAMES, STATES = "names", "states"
 WORLD_MODEL, AGENT = "world-model", "agent"
 _OUTPUT = Path("runs/sft")
 
@@ -60,7 +61,14 @@ class Config:
     width: int = _option(256, "from scratch: residual width")
     heads: int = _option(4, "from scratch: attention heads")
     hidden: int = _option(512, "from scratch: width of the feed-forward blocks")
-    merges: int = _option(600, "from scratch: tokens for parts of words, beyond the 256 bytes")
+    tokenizer: str = _option(
+        NAMES,
+        "from scratch: names (of text worlds: names and stock phrases are one token) or states (of "
+        "grid puzzles: rows of boards and numbers are)",
+    )
+    merges: int = _option(
+        600, "from scratch, names: tokens for parts of words, beyond the 256 bytes"
+    )
     context: int = _option(2048, "longest episode in tokens; longer ones are cut")
     recall_init: bool = _option(True, "from scratch: begin with look-up heads")
     lora_rank: int = _option(
@@ -94,7 +102,11 @@ class Config:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.lora_rank and self.model == SCRATCH:
             raise ValueError("LoRA needs a model to adapt; pass --model PATH_OR_HUB_ID")
-        for name, known in (("role", (WORLD_MODEL, AGENT)), ("agent_style", STYLES)):
+        for name, known in (
+            ("role", (WORLD_MODEL, AGENT)),
+            ("agent_style", STYLES),
+            ("tokenizer", (NAMES, STATES)),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"

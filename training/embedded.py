@@ -54,7 +54,7 @@ class Recipe:
 
     Attributes:
         world: Key of its world.
-        games: Split -> ``n`` and ``seed`` of `llmworld games`.
+        games: Split -> ``n``, ``seed`` and further options of `llmworld games`.
         episodes: ``train``, ``dev`` and perhaps ``calibration`` -> ``split``, ``policy``, ``n``,
             ``seed``, and further options of `llmworld collect`.
         sft: Options of `training.sft`.
@@ -64,7 +64,7 @@ class Recipe:
     """
 
     world: str
-    games: Mapping[str, Mapping[str, int]]
+    games: Mapping[str, Mapping[str, Any]]
     episodes: Mapping[str, Mapping[str, Any]]
     sft: Mapping[str, Any]
     max_new_tokens: int
@@ -101,7 +101,7 @@ class Recipe:
         commands = [
             [
                 "llmworld", "games", self.world, "--out", str(games), "--split", split,
-                "--n", str(what["n"]), "--seed", str(what["seed"]), "--workers", str(workers),
+                *_flags(what), "--workers", str(workers),
             ]
             for split, what in self.games.items()
         ]  # fmt: skip

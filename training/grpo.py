@@ -62,7 +62,8 @@ from training.transitions import Transition, longest_answer, read_transitions
 
 # Options of supervised training that mean nothing here.
 _OTHER = (
-    "layers", "width", "heads", "hidden", "merges", "recall_init", "batch_size", "prompt_style",
+    "layers", "width", "heads", "hidden", "tokenizer", "merges", "recall_init", "batch_size",
+    "prompt_style",
 )  # fmt: skip
 
 

@@ -31,9 +31,10 @@ from training.selfplay_data import (
     training_levels,
     with_states,
 )
-from training.selfplay_policy import Codec, state_tokenizer
+from training.selfplay_policy import Codec
 from training.selfplay_rows import Conversation
 from training.selfplay_sft import Fit, fit
+from training.state_tokenizer import state_tokenizer
 
 THOUGHT = "I will try this."
 """What a random player thinks."""

@@ -6,8 +6,7 @@ language model with a chat template that only appends can take its place.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,8 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gym_llmworld.backends.hf_decode import SlotRunner
 from gym_llmworld.backends.hf_sampling import Draw
@@ -28,63 +26,12 @@ from training.card import claim as claim_file
 from training.card import write_atomically
 from training.selfplay_data import THINK, Game, state_spans
 from training.selfplay_rows import Conversation
-from training.tokenizer import ASSISTANT, CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS, SYSTEM, USER
 from training.trainer import checkpoint_step
 
 Part = Literal["answer", "thoughts", "observation", "prediction"]
 
 POLICY_FILE, _RUN_FILE = "selfplay.json", "run.json"
-_UNKNOWN = "<|unknown|>"
-# Tags; a row of a board, because a small model copies what it has seen only once and not a row of
-# equal signs; a coordinate in two tokens, with what follows it; numbers of a move; a phrase up to
-# the next coordinate; a separator; a word; anything else sign by sign.
-_PIECES = (
-    r"</?(?:think|observation|prediction|answer)>|\[MASKED\]"
-    r"|[#_O√XPSG]{4,}\n?|\| [.0-9](?: [.0-9]){3,} ?\n?"
-    r"|\(\d+,|\d+\)(?:, | and |; |\.)?|\d+,"
-    r"|[A-Z]?[a-z]+(?: \([A-Z]\))?(?: [a-z]+)* (?=\()"
-    r"| \|\| |[A-Z]?[a-z]+|\d+|[\s\S]"
-)
-_SIGNS = [chr(code) for code in range(32, 127)] + ["\n", "√"]
 _CPU_CACHE_BYTES = 2**30
-
-
-def state_tokenizer(texts: Iterable[str], wholes: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Builds a tokenizer with a token for each row, coordinate and phrase of a state.
-
-    Args:
-        texts: All that is to be said in pieces; what they lack is spelled sign by sign.
-        wholes: Longer texts that are one token each, such as the rules of a game.
-
-    Returns:
-        A fast tokenizer with the chat template of `training.tokenizer`.
-    """
-    pattern = "|".join([*(re.escape(w) for w in sorted(wholes, key=len, reverse=True)), _PIECES])
-    pieces = set(wholes)
-    for text in texts:
-        pieces.update(re.findall(pattern, text))
-    tokens = list(dict.fromkeys([*SPECIAL_TOKENS, _UNKNOWN, *_SIGNS, *sorted(pieces)]))
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab={token: i for i, token in enumerate(tokens)},
-            merges=[],
-            # A piece that is in the vocabulary is one token, any other is spelled.
-            ignore_merges=True,
-            unk_token=_UNKNOWN,
-        )
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END,
-        pad_token=PAD,
-        unk_token=_UNKNOWN,
-        extra_special_tokens=[SYSTEM, USER, ASSISTANT],
-        clean_up_tokenization_spaces=False,
-        padding_side="right",
-        chat_template=CHAT_TEMPLATE,
-    )
 
 
 @dataclass

@@ -32,11 +32,12 @@ from trl import SFTConfig
 from gym_llmworld.core import Chat
 from gym_llmworld.errors import WorldModelError
 from training.card import Card
-from training.config import SCRATCH, Config, add_options, config_of
+from training.config import NAMES, SCRATCH, Config, add_options, config_of
 from training.data import Conversations, shares
 from training.heldout import Heldout, Scores
 from training.sampling import EpisodeSampler
 from training.scratch import small_llama
+from training.state_tokenizer import ALWAYS, CELLS, state_tokenizer
 from training.tokenizer import train_tokenizer
 from training.trainer import (
     ObservationTrainer,
@@ -60,7 +61,7 @@ def load(config: Config, chats: Sequence[Chat], checkpoint: Path | None = None) 
     """
     if config.model == SCRATCH:
         if checkpoint is None:
-            tokenizer = train_tokenizer(chats, config.merges)
+            tokenizer = _new_tokenizer(config, chats)
         else:
             tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         tokenizer.model_max_length = config.context
@@ -80,6 +81,12 @@ def load(config: Config, chats: Sequence[Chat], checkpoint: Path | None = None) 
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     # Full tuning keeps float32 weights; bfloat16 is the autocast's business.
     return AutoModelForCausalLM.from_pretrained(config.model, dtype="float32"), tokenizer
+
+
+def _new_tokenizer(config: Config, chats: Sequence[Chat]) -> Any:
+    if config.tokenizer == NAMES:
+        return train_tokenizer(chats, config.merges)
+    return state_tokenizer((message.content for chat in chats for message in chat), ALWAYS, CELLS)
 
 
 def build_trainer(

@@ -7,6 +7,7 @@ under several seeds, so what a board looks like decides which split may have it.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import zlib
@@ -253,7 +254,7 @@ def write_levels(
     n: int,
     seed: int = 0,
     *,
-    board: str | None = None,
+    boards: Sequence[str] = (),
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Path:
@@ -265,7 +266,7 @@ def write_levels(
         split: ``train``, ``valid`` or ``test``: they share no board.
         n: How many.
         seed: Of the draw.
-        board: Kind of board; None for SPA's.
+        boards: Kinds of boards, in turn; empty for SPA's alone.
         workers: Processes.
         progress: Called with how many are done and ``n``.
 
@@ -276,15 +277,16 @@ def write_levels(
         ScenarioError: There is no such split or kind of board, or the split has fewer levels.
     """
     check_split(split)
-    kind = board or levels.usual
-    levels.check_board(kind)
+    kinds = tuple(boards) or (levels.usual,)
+    for kind in kinds:
+        levels.check_board(kind)
     if n > len(SEEDS[split]):
         raise ScenarioError(
             f"split {split!r} has {len(SEEDS[split])} levels; expected n <= that, got {n}"
         )
     return write_made_scenarios(
         Path(out_dir) / split / SCENARIOS_FILE,
-        _specs(split, kind, random.Random(f"{split}/{seed}")),
+        _specs(split, kinds, random.Random(f"{split}/{seed}")),
         n,
         make=partial(make_level, levels),
         name=attrgetter("id"),
@@ -294,9 +296,10 @@ def write_levels(
     )
 
 
-def _specs(split: str, board: str, rng: random.Random) -> Iterator[LevelSpec]:
-    """Yields all levels of a split in random order."""
-    return (LevelSpec(split, board, seed) for seed in in_random_order(SEEDS[split], rng))
+def _specs(split: str, boards: Sequence[str], rng: random.Random) -> Iterator[LevelSpec]:
+    """Yields levels of a split, each seed once, in random order; kinds of boards take turns."""
+    seeds = in_random_order(SEEDS[split], rng)
+    return (LevelSpec(split, *pair) for pair in zip(itertools.cycle(boards), seeds, strict=False))
 
 
 def load_levels(games: str | os.PathLike[str], split: str) -> list[Scenario]:

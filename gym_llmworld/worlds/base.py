@@ -36,6 +36,8 @@ class World:
         max_episode_steps: Default step limit of both twins.
         max_observation_chars: Upper bound of an observation's length.
         max_tokens: Upper bound of a generated observation, in tokens.
+        temperature: Of the model, unless a user says otherwise: 1 where the real environment
+            leaves what happens to chance.
         canonical: Puts an observation's lists into one order, where the engine leaves their order
             open; None where it does not. Without a success marker.
         credit: ``credit(prediction, truth)`` in [0, 1]: partial credit by which a predicted
@@ -58,6 +60,7 @@ class World:
     max_episode_steps: int = 50
     max_observation_chars: int = 8192
     max_tokens: int = 512
+    temperature: float = 0.0
     canonical: Callable[[str], str] | None = None
     credit: Callable[[str, str], float] | None = None
 

@@ -147,5 +147,7 @@ WORLD = grid_world(
     partial(random_move, tuple(MOVES)),
     wait="Up",
     max_tokens=256,
+    # Where one slips to is luck; the likeliest place alone would be another game.
+    temperature=1.0,
     ends=is_over,
 )

@@ -24,6 +24,7 @@ from gym_llmworld.worlds.grids import (
     actions_left,
     is_exhausted,
 )
+from gym_llmworld.worlds.grids_wording import BoardWording
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,19 @@ class GridPlayer:
         planner: Chooses; None for a player who acts at random.
         draw: Draws an action where there is no plan.
         name: What episodes call it.
+        most: Actions that it takes at once without a plan.
     """
 
-    def __init__(self, puzzle: Puzzle, planner: Planner | None, draw: Drawer, *, name: str) -> None:
-        self.name = name
+    def __init__(
+        self,
+        puzzle: Puzzle,
+        planner: Planner | None,
+        draw: Drawer,
+        *,
+        name: str,
+        most: int = MAX_ACTIONS_PER_TURN,
+    ) -> None:
+        self.name, self._most = name, most
         self._puzzle, self._planner, self._draw = puzzle, planner, draw
         self._rng = np.random.default_rng(0)
         self._situation: Situation | None = None
@@ -86,7 +96,7 @@ class GridPlayer:
         )
         plan = self._planner(situation) if self._planner else None
         if not plan:
-            count = int(self._rng.integers(1, MAX_ACTIONS_PER_TURN + 1))
+            count = int(self._rng.integers(1, self._most + 1))
             return SEPARATOR.join(self._draw(situation.board, self._rng) for _ in range(count))
         # As few as get there in time, or more: episodes are to show turns of all lengths.
         needed = min(math.ceil(len(plan) / situation.turns), MAX_ACTIONS_PER_TURN)
@@ -116,6 +126,8 @@ def grid_agents(
         "expert": partial(GridPlayer, puzzle, planner, draw, name="expert"),
         "noisy": partial(_noisy, puzzle, planner, draw),
         "random": partial(GridPlayer, puzzle, None, draw, name="random"),
+        # What a world model has to know before it can put several actions together.
+        "single": partial(GridPlayer, puzzle, None, draw, name="single", most=1),
         "corrupted": partial(_corrupted, puzzle, planner, draw),
         "plan": partial(ScriptedAgent, then=wait),
     }
@@ -134,6 +146,7 @@ def grid_world(
     *,
     wait: str,
     max_tokens: int,
+    temperature: float = 0.0,
     ends: Callable[[str], bool] = is_exhausted,
 ) -> World:
     """Returns the world of a puzzle, whose twin is ``gym_llmworld.real.<key>:<title>Env``.
@@ -145,6 +158,7 @@ def grid_world(
         draw: See `grid_agents`.
         wait: See `grid_agents`.
         max_tokens: Upper bound of a generated observation, in tokens.
+        temperature: 1 where chance decides what happens.
         ends: Tells whether an observation that did not solve the puzzle ends the episode.
     """
     twin = f"gym_llmworld.real.{puzzle.key}"
@@ -153,6 +167,7 @@ def grid_world(
         title=title,
         rejection=REJECTION,
         contexts=CONTEXTS,
+        wordings={"engine": partial(BoardWording, puzzle)},
         ends=ends,
         agents=grid_agents(puzzle, planner, draw, wait),
         real_entry_point=f"{twin}:{title}Env",
@@ -161,6 +176,7 @@ def grid_world(
         splits=("train", "valid", "test"),
         max_episode_steps=MAX_TURNS,
         max_tokens=max_tokens,
+        temperature=temperature,
     )
 
 

@@ -38,7 +38,7 @@ from training.selfplay_data import (
     with_states,
 )
 from training.selfplay_metrics import evaluate, padded, perplexity, state_perplexity, written_logits
-from training.selfplay_policy import Codec, Part, PolicyPlayer, Transcript, state_tokenizer
+from training.selfplay_policy import Codec, Part, PolicyPlayer, Transcript
 from training.selfplay_rows import (
     COLUMNS,
     Conversation,
@@ -51,6 +51,7 @@ from training.selfplay_rows import (
     write_rows,
 )
 from training.selfplay_sft import labels_of
+from training.state_tokenizer import state_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -101,6 +101,30 @@ def tiny_config(files: tuple[Path, Path], output: Path, **changes: Any) -> Confi
 # --- the tokenizer -----------------------------------------------------------------------------
 
 
+def test_puzzles_are_read_row_by_row(files: tuple[Path, Path], tmp_path: Path) -> None:
+    state = "P_OG\nO___\nPlayer at (0,0); holes at (0,2) and (1,0).\nYou have 7 actions left."
+    chat = (Message("system", f"Firm ice.\n{state}"), Message("user", "Down || Up"))
+    config = tiny_config(files, tmp_path, tokenizer="states")
+    _, tokenizer = load(config, [(*chat, Message("assistant", state))])
+    ids = tokenizer(f"Firm ice.\n{state}")["input_ids"]
+    pieces = [tokenizer.decode([i]) for i in ids]
+    assert pieces == [
+        "Firm ice.\n", "P_OG\n", "O___\n", "Player at ", "(0,0)", "; ", "holes at ", "(0,2)",
+        " and ", "(1,0)", ".", "\n", "You have ", "7", " actions left.",
+    ]  # fmt: skip
+    assert tokenizer.decode(ids) == f"Firm ice.\n{state}"
+    short = "P(1,0) _(0,0) 7 [SUCCESS]"
+    _, tokenizer = load(config, [(*chat, Message("assistant", short))])
+    pieces = [tokenizer.decode([i]) for i in tokenizer(short)["input_ids"]]
+    assert pieces == ["P", "(1,0)", " _", "(0,0)", " 7", " [SUCCESS]"]
+    # What no episode had is spelled; what no puzzle says cannot be told apart.
+    assert [tokenizer.decode([i]) for i in tokenizer("OOOO\n")["input_ids"]] == [*"OOOO", "\n"]
+    unknown = tokenizer("漢")["input_ids"]
+    assert unknown == [tokenizer.unk_token_id]
+    with pytest.raises(ValueError, match="tokenizer must be one of names, states"):
+        tiny_config(files, tmp_path, tokenizer="words")
+
+
 def test_entities_and_stock_phrases_are_single_tokens(tokenizer: Any) -> None:
     text = "You arrive at cabinet 2. The cabinet 2 is closed."
     assert [tokenizer.decode([i]) for i in tokenizer(text)["input_ids"]] == [

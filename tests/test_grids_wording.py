@@ -1,0 +1,120 @@
+"""Boards as the embedded models write them, against what the real engines show."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from gym_llmworld.collection import play
+from gym_llmworld.core import Completion, Scenario
+from gym_llmworld.scenarios import ScenarioStore
+from gym_llmworld.worlds import get_world
+from gym_llmworld.worlds.grids_wording import BoardWording
+from tests.grids_shared import ALL, real
+
+KEYS = pytest.mark.parametrize("key", ALL)
+
+
+def wording(key: str, scenario: Scenario) -> BoardWording:
+    return BoardWording(ALL[key].puzzle, scenario)
+
+
+@KEYS
+def test_nothing_is_lost(key: str) -> None:
+    """What the engine shows comes back from what the model is to write, step by step."""
+    world, env = get_world(key), real(key)
+    protocol, short = world.protocol("engine"), 0
+    for number, scenario in enumerate(ScenarioStore(key).of_split("valid")[:20]):
+        for name in ("noisy", "corrupted"):
+            episode = play(env, world.agents[name](), scenario, seed=number, max_steps=5)
+            labels = protocol.conversation(episode)[2::2]
+            asked = [step for step in episode.steps if protocol.admit(step.action) is not None]
+            for step, label in zip(asked, labels, strict=True):
+                read = protocol.decode(scenario, Completion(label.content, "stop"))
+                assert read.observation == step.observation
+                assert read.success == (step.reward > 0)
+                short += len(label.content) < len(step.observation) / 2
+    assert short > 60
+
+
+LAKE = "P_OG\n____\n_O__\n____"
+
+
+def lake(rest: str = "Player at (0,0); holes at (0,2) and (2,1); goal at (0,3).") -> Scenario:
+    return Scenario("x", "frozenlake", "valid", "Go.", f"{LAKE}\n{rest}\nYou have 10 actions left.")
+
+
+def test_what_is_written() -> None:
+    told = wording("frozenlake", lake())
+    assert told.cue("Down || Down") == " P(0,0)"
+    seen = (
+        "__OG\n____\nPO__\n____\n"
+        "Player at (2,0); holes at (0,2) and (2,1); goal at (0,3).\nYou have 8 actions left."
+    )
+    assert told.write("Down || Down", seen) == "P(2,0) _(0,0) 8"
+    assert told.cue("Right") == " P(2,0)"
+    drowned = seen.replace("PO__", "_X__").replace("Player at (2,0)", "Player at (2,1)")
+    assert told.write("Right", drowned) == "X(2,1) _(0,0) 8"
+    assert told.read("X(2,1) _(0,0) 8") == drowned
+
+
+def test_sudoku_counts_from_one_and_shows_its_digits() -> None:
+    first = "| 1 . . 4 | 4 3 2 1 | 2 . 4 3 | 3 . . .\n"
+    empty = "Empty positions to be filled are at (1,2), (1,3), (3,2), (4,2), (4,3), (4,4)."
+    scenario = Scenario(
+        "x", "sudoku", "valid", "Fill.", f"{first}{empty}\nYou have 50 actions left."
+    )
+    told = wording("sudoku", scenario)
+    assert told.cue("1,2,2") == ""
+    seen = told.read("2(1,2) 49")
+    assert seen.startswith("| 1 2 . 4 | 4 3 2 1 |")
+    assert seen.endswith("at (1,3), (3,2), (4,2), (4,3), (4,4).\nYou have 49 actions left.")
+    assert told.write("1,2,2", seen) == "2(1,2) 49"
+    assert told.write("1,3,1", told.read("49")) == "49"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Invalid action.",
+        "P(9,9) 7",
+        "Z(0,0) 7",
+        "P(0,0)  7",
+        "P(0,0) 7 more",
+        "P(0,0) seven",
+        "P(0,0) 123",
+        "P(0,٣) 7",
+        LAKE,
+        "√" * 500,
+    ],
+)
+def test_other_text_stays_as_it_is(text: str) -> None:
+    assert wording("frozenlake", lake()).read(text) == text
+    assert wording("frozenlake", Scenario("x", "frozenlake", "valid", "Go.", "no board")).read(
+        text
+    ) == (text)
+
+
+def test_what_a_short_form_would_lose_is_written_out() -> None:
+    """Coordinates that mean nothing, another board, a refusal."""
+    scattered = lake("Player at (3,3); holes at (0,0) and (2,3); goal at (1,1).")
+    for scenario, seen in (
+        (scattered, scattered.observation),
+        (lake(), "P_\n_G\nPlayer at (0,0); goal at (1,1).\nYou have 9 actions left."),
+        (lake(), "Invalid action."),
+        (lake(), LAKE),
+    ):
+        assert wording("frozenlake", scenario).write("Left", seen) == seen
+
+
+def test_a_claim_on_the_board_is_no_success() -> None:
+    """Only the marker at the end is, as everywhere."""
+    protocol = get_world("frozenlake").protocol("engine")
+    read = protocol.decode(lake(), Completion("√(0,3) _(0,0) 7", "stop"))
+    assert "√" in read.observation
+    assert not read.success
+    marked = protocol.decode(lake(), Completion("√(0,3) _(0,0) 7 [SUCCESS]", "stop"))
+    assert marked.success
+    assert re.sub(r"\s", "", marked.observation) == re.sub(r"\s", "", read.observation)
