@@ -211,6 +211,8 @@ class Protocol:
             as they are.
         ends: Tells whether the world goes on after an observation that did not solve the task, such
             as a lost game; None where only success ends an episode. It cannot bring success.
+        is_action: Tells whether the world can read a text as an action at all; None where the model
+            has to know.
         reasoning: The model is asked to reason first, in the form that `reasoned` reads. Chats hold
             what it predicted, without its thoughts.
     """
@@ -222,11 +224,15 @@ class Protocol:
     confidence: Callable[[Completion], float | None] = sequence_probability
     wording: Callable[[Scenario], Wording] | None = None
     ends: Callable[[str], bool] | None = None
+    is_action: Callable[[str], bool] | None = None
     reasoning: bool = False
 
     def admit(self, action: str) -> str | None:
         """Returns the action as it enters the chat, or None if it may not enter one."""
-        return admit(action, self.max_action_chars)
+        admitted = admit(action, self.max_action_chars)
+        if admitted is None or (self.is_action is not None and not self.is_action(admitted)):
+            return None
+        return admitted
 
     def encode(self, scenario: Scenario, steps: Sequence[Step], action: str) -> tuple[Message, ...]:
         """Returns the chat that asks for the observation after ``action``.
@@ -244,8 +250,8 @@ class Protocol:
         if admitted is None:
             raise ValueError(
                 f"this action may not enter a chat: {action[:80]!r} (empty, longer than "
-                f"{self.max_action_chars} characters, or with control tokens); answer it with the "
-                "world's rejection text instead"
+                f"{self.max_action_chars} characters, with control tokens, or nothing that this "
+                "world can read); answer it with the world's rejection text instead"
             )
         chat, cue = self._history(scenario, steps)
         return (*chat, self._asked(admitted + cue(admitted)))

@@ -381,6 +381,20 @@ def test_levels_of_other_sizes_for_transfer(tmp_path: Path) -> None:
     assert imagined.reset(seed=0)[1]["llmworld"]["scenario"].startswith("valid/6x6-firm/")
 
 
+@KEYS
+def test_what_is_no_turn_is_not_asked_about(key: str) -> None:
+    """The twin's rule, so the model need not know what it is."""
+    protocol, env = get_world(key).protocol("engine"), gym.make(get_world(key).imagined_id)
+    _, info = env.reset(seed=0)
+    good = info["admissible_commands"][0]
+    assert protocol.admit(f"{good} || dance") == f"{good} || dance"
+    for action in ("look", "dance || sing", "1,2"):
+        assert protocol.admit(action) is None
+        answer, reward, terminated, truncated, info = env.step(action)
+        assert (answer, info["llmworld"]["source"]) == ("Invalid action.", "rule")
+        assert (reward, terminated, truncated) == (0.0, False, False)
+
+
 def test_kinds_of_boards_take_turns(tmp_path: Path) -> None:
     games = real_games(get_world("frozenlake"))
     games.write_games(tmp_path, "valid", 6, boards=["4x4", "4x4-firm", "6x6-firm"])

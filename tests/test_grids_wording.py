@@ -47,16 +47,16 @@ def lake(rest: str = "Player at (0,0); holes at (0,2) and (2,1); goal at (0,3)."
 
 def test_what_is_written() -> None:
     told = wording("frozenlake", lake())
-    assert told.cue("Down || Down") == " P(0,0)"
+    assert told.cue("Down || Down") == " (0,0)P"
     seen = (
         "__OG\n____\nPO__\n____\n"
         "Player at (2,0); holes at (0,2) and (2,1); goal at (0,3).\nYou have 8 actions left."
     )
-    assert told.write("Down || Down", seen) == "P(2,0) _(0,0) 8"
-    assert told.cue("Right") == " P(2,0)"
+    assert told.write("Down || Down", seen) == "(2,0)P (0,0)_ 8"
+    assert told.cue("Right") == " (2,0)P"
     drowned = seen.replace("PO__", "_X__").replace("Player at (2,0)", "Player at (2,1)")
-    assert told.write("Right", drowned) == "X(2,1) _(0,0) 8"
-    assert told.read("X(2,1) _(0,0) 8") == drowned
+    assert told.write("Right", drowned) == "(2,1)X (0,0)_ 8"
+    assert told.read("(2,1)X (0,0)_ 8") == drowned
 
 
 def test_sudoku_counts_from_one_and_shows_its_digits() -> None:
@@ -67,10 +67,10 @@ def test_sudoku_counts_from_one_and_shows_its_digits() -> None:
     )
     told = wording("sudoku", scenario)
     assert told.cue("1,2,2") == ""
-    seen = told.read("2(1,2) 49")
+    seen = told.read("(1,2)2 49")
     assert seen.startswith("| 1 2 . 4 | 4 3 2 1 |")
     assert seen.endswith("at (1,3), (3,2), (4,2), (4,3), (4,4).\nYou have 49 actions left.")
-    assert told.write("1,2,2", seen) == "2(1,2) 49"
+    assert told.write("1,2,2", seen) == "(1,2)2 49"
     assert told.write("1,3,1", told.read("49")) == "49"
 
 
@@ -79,13 +79,13 @@ def test_sudoku_counts_from_one_and_shows_its_digits() -> None:
     [
         "",
         "Invalid action.",
-        "P(9,9) 7",
-        "Z(0,0) 7",
-        "P(0,0)  7",
-        "P(0,0) 7 more",
-        "P(0,0) seven",
-        "P(0,0) 123",
-        "P(0,٣) 7",
+        "(9,9)P 7",
+        "(0,0)Z 7",
+        "(0,0)P  7",
+        "(0,0)P 7 more",
+        "(0,0)P seven",
+        "(0,0)P 123",
+        "(0,٣)P 7",
         LAKE,
         "√" * 500,
     ],
@@ -112,9 +112,9 @@ def test_what_a_short_form_would_lose_is_written_out() -> None:
 def test_a_claim_on_the_board_is_no_success() -> None:
     """Only the marker at the end is, as everywhere."""
     protocol = get_world("frozenlake").protocol("engine")
-    read = protocol.decode(lake(), Completion("√(0,3) _(0,0) 7", "stop"))
+    read = protocol.decode(lake(), Completion("(0,3)√ (0,0)_ 7", "stop"))
     assert "√" in read.observation
     assert not read.success
-    marked = protocol.decode(lake(), Completion("√(0,3) _(0,0) 7 [SUCCESS]", "stop"))
+    marked = protocol.decode(lake(), Completion("(0,3)√ (0,0)_ 7 [SUCCESS]", "stop"))
     assert marked.success
     assert re.sub(r"\s", "", marked.observation) == re.sub(r"\s", "", read.observation)

@@ -32,7 +32,7 @@ sign."""
 
 CELLS = (
     rf"{re.escape(SUCCESS_MARKER)}|{_BOARD}|\(\d+,\d+\)|\d+,\d+,\d+|{_PHRASE}"
-    r"| ?[PSX√_O.\d](?=\()| \|\| |, | and |; |[A-Z]?[a-z]+| ?\d+|[\s\S]"
+    r"|(?<=\))[PSX√_O.\d] ?| \|\| |, | and |; |[A-Z]?[a-z]+| ?\d+|[\s\S]"
 )
 """Pieces of a world model's chats: a coordinate is one token, so that a cell is looked up by one
 look; so is a move with a coordinate, and what stands in a cell of `BoardWording`."""

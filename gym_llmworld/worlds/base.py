@@ -25,6 +25,8 @@ class World:
         contexts: Prompt style -> the system message of a scenario.
         wordings: Prompt style -> what makes the `Wording` of an episode, for styles that have one.
         ends: Tells whether an observation that did not solve the task ends the episode.
+        is_action: Tells whether the world can read a text as an action at all; others get
+            ``rejection``. None where that is the model's business.
         agents: Name -> factory of an agent that knows this world.
         real_entry_point: ``module:Class`` of the twin.
         real_policies: Name -> ``module:Class`` of agents that need the engine itself.
@@ -56,6 +58,7 @@ class World:
     embedded: bool = False
     real_policies: Mapping[str, str] = field(default_factory=dict)
     ends: Callable[[str], bool] | None = None
+    is_action: Callable[[str], bool] | None = None
     wordings: Mapping[str, Callable[[Scenario], Wording]] = field(default_factory=dict)
     max_episode_steps: int = 50
     max_observation_chars: int = 8192
@@ -99,5 +102,6 @@ class World:
             max_observation_chars=self.max_observation_chars,
             wording=self.wordings.get(plain),
             ends=self.ends,
+            is_action=self.is_action,
             reasoning=plain != style,
         )

@@ -4,8 +4,9 @@ A board and its coordinates say everything twice, and most of both never changes
 writes instead is where things are that move, which cells are otherwise than at first, and how many
 actions are left::
 
-    P(1,2) _(0,0) 7
+    (1,2)P (0,0)_ 7
 
+The cell comes before what is in it, so that what stood there is looked up when the cell is known.
 Actions end with where things that move are before them. `BoardWording.read` draws the board and
 words its coordinates; nothing in it knows what an action does.
 """
@@ -17,8 +18,9 @@ import re
 from gym_llmworld.core import Scenario
 from gym_llmworld.worlds.grids import Board, Cell, Puzzle, actions_left
 
-_MOVING = "PSX√"
-_CELL = re.compile(r"(\S)\((\d{1,2}),(\d{1,2})\) ", re.ASCII)
+_ACTORS, _THINGS = "PS", "X√"
+_MOVING = _ACTORS + _THINGS
+_CELL = re.compile(r"\((\d{1,2}),(\d{1,2})\)(\S) ", re.ASCII)
 _LEFT = re.compile(r"\d{1,2}", re.ASCII)
 
 
@@ -66,7 +68,7 @@ class BoardWording:
         if "".join(cell[0] for cell in cells) + left != text:
             return text
         rows = [list(row) for row in self._first]
-        for symbol, row, column in (cell.groups() for cell in cells):
+        for row, column, symbol in (cell.groups() for cell in cells):
             r, c = int(row) - self._puzzle.origin, int(column) - self._puzzle.origin
             inside = 0 <= r < len(rows) and 0 <= c < len(rows[0])
             if not inside or symbol not in self._puzzle.symbols:
@@ -81,7 +83,7 @@ class BoardWording:
 
     def _said(self, symbol: str, cell: Cell) -> str:
         row, column = (number + self._puzzle.origin for number in cell)
-        return f"{symbol}({row},{column})"
+        return f"({row},{column}){symbol}"
 
 
 def _cells(board: Board) -> list[tuple[str, Cell]]:
@@ -89,5 +91,5 @@ def _cells(board: Board) -> list[tuple[str, Cell]]:
 
 
 def _in_order(cells: list[tuple[str, Cell]]) -> list[tuple[str, Cell]]:
-    """What moves comes first, then what is otherwise than at first, row by row."""
-    return sorted(cells, key=lambda one: (one[0] not in _MOVING, one[1]))
+    """Who acts comes first, then what is acted on, then what is otherwise than at first."""
+    return sorted(cells, key=lambda one: (one[0] not in _ACTORS, one[0] not in _THINGS, one[1]))

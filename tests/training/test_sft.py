@@ -113,10 +113,10 @@ def test_puzzles_are_read_row_by_row(files: tuple[Path, Path], tmp_path: Path) -
         " and ", "(1,0)", ".", "\n", "You have ", "7", " actions left.",
     ]  # fmt: skip
     assert tokenizer.decode(ids) == f"Firm ice.\n{state}"
-    short = "P(1,0) _(0,0) 7 [SUCCESS]"
+    short = "(1,0)P (0,0)_ 7 [SUCCESS]"
     _, tokenizer = load(config, [(*chat, Message("assistant", short))])
     pieces = [tokenizer.decode([i]) for i in tokenizer(short)["input_ids"]]
-    assert pieces == ["P", "(1,0)", " _", "(0,0)", " 7", " [SUCCESS]"]
+    assert pieces == ["(1,0)", "P ", "(0,0)", "_ ", "7", " [SUCCESS]"]
     # What no episode had is spelled; what no puzzle says cannot be told apart.
     assert [tokenizer.decode([i]) for i in tokenizer("OOOO\n")["input_ids"]] == [*"OOOO", "\n"]
     unknown = tokenizer("漢")["input_ids"]
