@@ -104,7 +104,7 @@ policy-experiment: $(VENV)/.dev ## Agents after SFT, after imagined and after re
 	$(BIN)/llmworld games alfworld --out runs/games --split train --n 3000 --seed 1
 	OMP_NUM_THREADS=1 $(BIN)/python -m training.policy_experiment --games runs/games --workers 2
 
-WORLDS ?= alfworld scienceworld textworld webshop
+WORLDS ?= alfworld scienceworld textworld webshop frozenlake sokoban sudoku
 train-embedded: $(VENV)/.dev ## Make the models that ship, from nothing: make train-embedded WORLDS=alfworld (hours)
 	$(BIN)/python -m training.embedded $(WORLDS) --output runs/embedded --workers 2
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -306,7 +307,12 @@ def _guesses_of(imagination: Imagination, episodes: Sequence[Episode]) -> Iterat
     for number in range(1, 1 + max(len(episode.steps) for episode in episodes)):
         going = [episode for episode in episodes if len(episode.steps) >= number]
         requests = [
-            (imagination.session(e.scenario, e.steps[: number - 1]), e.actions[number - 1], 0)
+            (
+                imagination.session(e.scenario, e.steps[: number - 1]),
+                e.actions[number - 1],
+                # Where chance decides, one seed for all would draw the same luck every time.
+                zlib.crc32(f"{e.scenario.id} {number}".encode()),
+            )
             for e in going
         ]
         for episode, outcome in zip(going, imagination.ask(requests), strict=True):

@@ -19,6 +19,7 @@ What it then shows is compared with what was imagined, so that a divergence is n
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -271,8 +272,9 @@ class Twin:
             # Without wrappers: the imagined environment's own step limit counts.
             self._env = gym.make(self.env_id, disable_env_checker=True, **self.options).unwrapped
         self._scenario, self._steps = None, []
+        # Where chance decides, a scenario has its own luck, the same whenever it is replayed.
         self._opening, self._info = self._env.reset(
-            seed=0, options={"scenario": scenario.to_json()}
+            seed=zlib.crc32(scenario.id.encode()), options={"scenario": scenario.to_json()}
         )
         self._scenario = scenario
 

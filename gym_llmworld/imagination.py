@@ -7,8 +7,8 @@ batch behave as N worlds alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,7 @@ class Imagination:
         anchoring: When the real twin answers; None for never.
         anchor_options: Further arguments of ``gym.make`` for the twin.
         stats: What was spent.
+        temperature: Of a scenario, in place of the one in ``sampling``; None for that one.
     """
 
     world: World
@@ -104,6 +105,7 @@ class Imagination:
     anchoring: Anchoring | None = None
     anchor_options: Mapping[str, Any] = field(default_factory=dict)
     stats: Stats = field(default_factory=Stats)
+    temperature: Callable[[Scenario], float] | None = None
 
     @classmethod
     def open(
@@ -155,8 +157,7 @@ class Imagination:
         spec = get_world(world)
         store = ScenarioStore(world, scenarios)
         store.of_split(split)
-        chosen = spec.temperature if temperature is None else temperature
-        sampling = Sampling(chosen, top_p, max_tokens or spec.max_tokens)
+        sampling = Sampling(temperature or 0.0, top_p, max_tokens or spec.max_tokens)
         name = embedded_model(world) if model is None else model
         protocol = calibrated(spec.protocol(prompt_style or checkpoint_style(name, world)), name)
         engine = backends.load_backend(name, backend, **(backend_options or {}))
@@ -170,7 +171,14 @@ class Imagination:
             anchoring,
             dict(anchor_options or {}),
             stats or Stats(),
+            spec.temperature if temperature is None else None,
         )
+
+    def temperature_of(self, scenario: Scenario) -> float:
+        """Returns the temperature at which the model plays a scenario; 0 is greedy."""
+        if self.temperature is None:
+            return self.sampling.temperature
+        return self.temperature(scenario)
 
     def twins(self, count: int) -> list[Twin | None]:
         """Returns a real twin for each of ``count`` episodes, or Nones without anchoring.
@@ -303,7 +311,8 @@ class Imagination:
         chats = [prompt for prompt in prompts if prompt is not None]
         base = self.sampling
         samplings = [
-            Sampling(base.temperature, base.top_p, base.max_tokens, requests[i][2]) for i in asked
+            replace(base, temperature=self.temperature_of(session.scenario), seed=seed)
+            for session, _, seed in (requests[i] for i in asked)
         ]
         started = time.perf_counter()
         results = self.backend.generate(chats, samplings)

@@ -6,9 +6,10 @@ appendix A.4): system = initial context, user = action, assistant = observation,
 ``" [SUCCESS]"`` exactly on the observation that solves the task.
 
 Actions and completions are untrusted. An action that no text world's grammar contains (control
-characters, chat-template tokens, the success marker, nothing at all) never enters a chat: the
-world's own rejection text answers it, which is also what the mirrored engine does with it. A
-completion never raises: `ParseStatus` says how it ended.
+characters, chat-template tokens, the success marker, nothing at all) never enters a chat, nor does
+one that this world cannot read (`Protocol.read_action`): the world's own rejection text answers it,
+which is also what the mirrored engine does with it. A completion never raises: `ParseStatus` says
+how it ended.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class ParseStatus(StrEnum):
         CUT_OFF: The completion ended before the model ended its turn, or is longer than allowed.
         EMPTY: The model wrote nothing.
         CONTEXT: The conversation no longer fits into the model's context; nothing was asked.
-        REJECTED: The action is outside of any text world's grammar; nothing was asked.
+        REJECTED: The action is outside of any text world's grammar, or of this one's; nothing was
+            asked.
     """
 
     OK = "ok"
@@ -211,8 +213,8 @@ class Protocol:
             as they are.
         ends: Tells whether the world goes on after an observation that did not solve the task, such
             as a lost game; None where only success ends an episode. It cannot bring success.
-        is_action: Tells whether the world can read a text as an action at all; None where the model
-            has to know.
+        read_action: Returns an action in the one form that the world's models know, and None for
+            what the world cannot read as an action; None where they know all forms.
         reasoning: The model is asked to reason first, in the form that `reasoned` reads. Chats hold
             what it predicted, without its thoughts.
     """
@@ -224,15 +226,15 @@ class Protocol:
     confidence: Callable[[Completion], float | None] = sequence_probability
     wording: Callable[[Scenario], Wording] | None = None
     ends: Callable[[str], bool] | None = None
-    is_action: Callable[[str], bool] | None = None
+    read_action: Callable[[str], str | None] | None = None
     reasoning: bool = False
 
     def admit(self, action: str) -> str | None:
         """Returns the action as it enters the chat, or None if it may not enter one."""
         admitted = admit(action, self.max_action_chars)
-        if admitted is None or (self.is_action is not None and not self.is_action(admitted)):
-            return None
-        return admitted
+        if admitted is None or self.read_action is None:
+            return admitted
+        return self.read_action(admitted)
 
     def encode(self, scenario: Scenario, steps: Sequence[Step], action: str) -> tuple[Message, ...]:
         """Returns the chat that asks for the observation after ``action``.

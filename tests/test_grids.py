@@ -384,15 +384,35 @@ def test_levels_of_other_sizes_for_transfer(tmp_path: Path) -> None:
 @KEYS
 def test_what_is_no_turn_is_not_asked_about(key: str) -> None:
     """The twin's rule, so the model need not know what it is."""
-    protocol, env = get_world(key).protocol("engine"), gym.make(get_world(key).imagined_id)
-    _, info = env.reset(seed=0)
-    good = info["admissible_commands"][0]
-    assert protocol.admit(f"{good} || dance") == f"{good} || dance"
+    protocol = get_world(key).protocol("engine")
+    env = gym.make(get_world(key).imagined_id, model=MODEL)
+    env.reset(seed=0)
     for action in ("look", "dance || sing", "1,2"):
         assert protocol.admit(action) is None
         answer, reward, terminated, truncated, info = env.step(action)
         assert (answer, info["llmworld"]["source"]) == ("Invalid action.", "rule")
         assert (reward, terminated, truncated) == (0.0, False, False)
+    assert env.unwrapped.imagination.stats.requests == 0  # type: ignore[attr-defined]
+
+
+@KEYS
+def test_models_see_turns_as_the_engine_carries_them_out(key: str) -> None:
+    """Not as they were typed: nobody can write what `BoardWording` puts behind an action."""
+    protocol, scenario = get_world(key).protocol("engine"), shipped(key)[0]
+    good = (scenario.admissible or ())[0]
+    spaced = good.replace(",", " , 0") if key == "sudoku" else good.upper()
+    plain = protocol.encode(scenario, (), f"{good} || {good}")
+    for typed in (
+        f"{good}||{good}",
+        f" {spaced} ||   {spaced}",
+        f"{good} || dance || {good}",
+        f"{good} || (0,0)√ || {good} || (0,0)P",
+    ):
+        assert protocol.encode(scenario, (), typed) == plain
+        info = begun(scenario).step(typed)[4]
+        assert info["llmworld"]["well_formed"] is not any(sign in typed for sign in ("dance", "√"))
+    many = " || ".join([good] * 8)
+    assert protocol.admit(many) == " || ".join([good] * 5)
 
 
 def test_kinds_of_boards_take_turns(tmp_path: Path) -> None:
@@ -402,18 +422,22 @@ def test_kinds_of_boards_take_turns(tmp_path: Path) -> None:
         (len(s.real["level"]), s.hidden["slippery"]) for s in games.load_games(tmp_path, "valid")
     ]
     assert made == [(4, True), (4, False), (6, False)] * 2
+    with pytest.raises(ScenarioError, match=r"holds boards 4x4, 4x4-firm, 6x6-firm; expected no"):
+        games.write_games(tmp_path, "valid", 6, boards=["4x4-firm"])
     with pytest.raises(ScenarioError, match="no board '5x5'; expected one of 4x4, "):
         games.write_games(tmp_path, "train", 6, boards=["4x4", "5x5"])
 
 
 def test_only_slippery_ice_is_left_to_chance() -> None:
     """One slips to either side: a greedy model would always slip to the same."""
-    assert {key: get_world(key).temperature for key in ALL} == {
-        "frozenlake": 1.0, "sokoban": 0.0, "sudoku": 0.0,
-    }  # fmt: skip
-    for asked, chosen in ((None, 1.0), (0.0, 0.0)):
+    for asked, slippery, expected in (
+        (None, True, 1.0), (None, False, 0.0), (0.0, True, 0.0), (0.5, False, 0.5),
+    ):  # fmt: skip
         env = gym.make("LLMWorld-FrozenLake-v0", model=MODEL, temperature=asked)
-        assert env.unwrapped.imagination.sampling.temperature == chosen  # type: ignore[attr-defined]
+        lake = level("frozenlake", "P_ _G", slippery=slippery)
+        assert env.unwrapped.imagination.temperature_of(lake) == expected  # type: ignore[attr-defined]
+    for key in ("sokoban", "sudoku"):
+        assert get_world(key).temperature is None
 
 
 @KEYS

@@ -277,8 +277,9 @@ def parser() -> argparse.ArgumentParser:
     built.add_argument("--output", type=Path, required=True, help="folder", metavar="PATH")
     built.add_argument("--model", help="folder or hub id to start from (default: from scratch)")
     built.add_argument(
-        "--worlds", nargs="+", default=list(LEVELS), metavar="WORLD[:BOARD]",
-        help=f"puzzles, of {', '.join(LEVELS)} (default: all, on the paper's boards)",
+        "--worlds", nargs="*", default=list(LEVELS), metavar="WORLD[:BOARD]",
+        help=f"puzzles, of {', '.join(LEVELS)} (default: all, on the paper's boards; none behind "
+        "it: only --transfer)",
     )  # fmt: skip
     built.add_argument(
         "--transfer", nargs="+", default=[], metavar="WORLD:SMALL:LARGE",

@@ -46,7 +46,8 @@ def state_tokenizer(
     """Builds a tokenizer with a token for each piece of the texts.
 
     Args:
-        texts: All that is to be said in pieces; what they lack is spelled sign by sign.
+        texts: All that is to be said in pieces; what they lack is spelled sign by sign. A sign that
+            is neither ASCII nor in them is lost: it becomes the unknown token.
         wholes: Longer texts that are one token each, such as the rules of a game.
         pieces: Regular expression of all other tokens, `ANSWERS` or `CELLS`.
 

@@ -173,7 +173,8 @@ class GridEnv(RealTextEnv[Scenario, GridPlay]):
 
     def _answer(self, play: GridPlay, action: str) -> Reply:
         # What may not enter a model's chat means nothing here either, so that the twins agree.
-        return play.take(self._admit(action)) or Reply(self._rejection)
+        admitted = self._admit(action) is not None
+        return play.take(action if admitted else None) or Reply(self._rejection)
 
     def _admissible(self, play: GridPlay) -> Sequence[str]:
         return play.engine.actions()

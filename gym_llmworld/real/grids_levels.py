@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from gym_llmworld.core import Scenario
+from gym_llmworld.episodes import read_scenarios
 from gym_llmworld.errors import ScenarioError
 from gym_llmworld.real.scenario_drafts import (
     SCENARIOS_FILE,
@@ -274,7 +275,8 @@ def write_levels(
         The path of ``<out_dir>/<split>/scenarios.jsonl``.
 
     Raises:
-        ScenarioError: There is no such split or kind of board, or the split has fewer levels.
+        ScenarioError: There is no such split or kind of board, the split has fewer levels, or other
+            kinds of boards are there already.
     """
     check_split(split)
     kinds = tuple(boards) or (levels.usual,)
@@ -284,8 +286,16 @@ def write_levels(
         raise ScenarioError(
             f"split {split!r} has {len(SEEDS[split])} levels; expected n <= that, got {n}"
         )
+    file = Path(out_dir) / split / SCENARIOS_FILE
+    if file.is_file():
+        there = {str(scenario.real.get("board")) for scenario in read_scenarios(file)}
+        if not there <= {*kinds}:
+            raise ScenarioError(
+                f"{file} holds boards {', '.join(sorted(there))}; expected no others than "
+                f"{', '.join(kinds)}: pass another folder, or --boards {','.join(sorted(there))}"
+            )
     return write_made_scenarios(
-        Path(out_dir) / split / SCENARIOS_FILE,
+        file,
         _specs(split, kinds, random.Random(f"{split}/{seed}")),
         n,
         make=partial(make_level, levels),

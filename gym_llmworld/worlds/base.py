@@ -25,8 +25,8 @@ class World:
         contexts: Prompt style -> the system message of a scenario.
         wordings: Prompt style -> what makes the `Wording` of an episode, for styles that have one.
         ends: Tells whether an observation that did not solve the task ends the episode.
-        is_action: Tells whether the world can read a text as an action at all; others get
-            ``rejection``. None where that is the model's business.
+        read_action: Returns an action in the one form that models of the world know; None for what
+            it cannot read, which gets ``rejection``. None where models know all forms.
         agents: Name -> factory of an agent that knows this world.
         real_entry_point: ``module:Class`` of the twin.
         real_policies: Name -> ``module:Class`` of agents that need the engine itself.
@@ -38,8 +38,8 @@ class World:
         max_episode_steps: Default step limit of both twins.
         max_observation_chars: Upper bound of an observation's length.
         max_tokens: Upper bound of a generated observation, in tokens.
-        temperature: Of the model, unless a user says otherwise: 1 where the real environment
-            leaves what happens to chance.
+        temperature: Of the model in a scenario, unless a user says otherwise: 1 where the real
+            environment leaves what happens to chance. None for 0 everywhere.
         canonical: Puts an observation's lists into one order, where the engine leaves their order
             open; None where it does not. Without a success marker.
         credit: ``credit(prediction, truth)`` in [0, 1]: partial credit by which a predicted
@@ -58,12 +58,12 @@ class World:
     embedded: bool = False
     real_policies: Mapping[str, str] = field(default_factory=dict)
     ends: Callable[[str], bool] | None = None
-    is_action: Callable[[str], bool] | None = None
+    read_action: Callable[[str], str | None] | None = None
     wordings: Mapping[str, Callable[[Scenario], Wording]] = field(default_factory=dict)
     max_episode_steps: int = 50
     max_observation_chars: int = 8192
     max_tokens: int = 512
-    temperature: float = 0.0
+    temperature: Callable[[Scenario], float] | None = None
     canonical: Callable[[str], str] | None = None
     credit: Callable[[str, str], float] | None = None
 
@@ -102,6 +102,6 @@ class World:
             max_observation_chars=self.max_observation_chars,
             wording=self.wordings.get(plain),
             ends=self.ends,
-            is_action=self.is_action,
+            read_action=self.read_action,
             reasoning=plain != style,
         )

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Mapping
 from functools import lru_cache, partial
 
+from gym_llmworld.core import Scenario
 from gym_llmworld.worlds.grids import (
     Board,
     Cell,
@@ -134,6 +135,11 @@ def _plan(situation: Situation) -> list[str] | tuple[str, ...] | None:
     return luckiest_actions(board, situation.left, count)
 
 
+def _temperature(scenario: Scenario) -> float:
+    # Where one slips to is luck; the likeliest place alone would be another game.
+    return 1.0 if scenario.hidden.get("slippery") else 0.0
+
+
 def is_over(observation: str) -> bool:
     """Returns whether the player has drowned, or has no action left."""
     board = PUZZLE.read_board(observation)
@@ -147,7 +153,6 @@ WORLD = grid_world(
     partial(random_move, tuple(MOVES)),
     wait="Up",
     max_tokens=256,
-    # Where one slips to is luck; the likeliest place alone would be another game.
-    temperature=1.0,
+    temperature=_temperature,
     ends=is_over,
 )

@@ -92,9 +92,9 @@ class Puzzle:
         actions = tuple(action for action in read if action is not None)
         return Turn(actions, len(actions) == len(parts))
 
-    def is_turn(self, text: str) -> bool:
-        """Returns whether there is any action in a turn; nothing changes without."""
-        return bool(self.read_turn(text).actions)
+    def canonical(self, text: str) -> str | None:
+        """Returns what is carried out of a turn; None without an action, when nothing changes."""
+        return SEPARATOR.join(self.read_turn(text).actions) or None
 
     def state(self, board: Board, groups: Sequence[Group] | None) -> str:
         """Words a state: the board and, with ``groups``, their coordinates."""

@@ -146,7 +146,7 @@ def grid_world(
     *,
     wait: str,
     max_tokens: int,
-    temperature: float = 0.0,
+    temperature: Callable[[Scenario], float] | None = None,
     ends: Callable[[str], bool] = is_exhausted,
 ) -> World:
     """Returns the world of a puzzle, whose twin is ``gym_llmworld.real.<key>:<title>Env``.
@@ -158,7 +158,7 @@ def grid_world(
         draw: See `grid_agents`.
         wait: See `grid_agents`.
         max_tokens: Upper bound of a generated observation, in tokens.
-        temperature: 1 where chance decides what happens.
+        temperature: See `World`.
         ends: Tells whether an observation that did not solve the puzzle ends the episode.
     """
     twin = f"gym_llmworld.real.{puzzle.key}"
@@ -170,7 +170,7 @@ def grid_world(
         wordings={"engine": partial(BoardWording, puzzle)},
         embedded=True,
         ends=ends,
-        is_action=puzzle.is_turn,
+        read_action=puzzle.canonical,
         agents=grid_agents(puzzle, planner, draw, wait),
         real_entry_point=f"{twin}:{title}Env",
         games_module=twin,

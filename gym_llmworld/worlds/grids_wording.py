@@ -38,7 +38,7 @@ class BoardWording:
         self._board = self._first
 
     def cue(self, action: str) -> str:
-        """Returns where things that move are before the action."""
+        """Returns where things that move are before the action, as the last board showed them."""
         if self._board is None:
             return ""
         moving = [(symbol, cell) for symbol, cell in _cells(self._board) if symbol in _MOVING]
@@ -47,9 +47,9 @@ class BoardWording:
     def write(self, action: str, observation: str) -> str:
         """Returns what differs from the first board; the observation if that would lose some."""
         board, left = self._puzzle.read_board(observation), actions_left(observation)
+        self._board = board or self._board
         if board is None or left is None or not self._fits(board):
             return observation
-        self._board = board
         assert self._first is not None
         changed = [
             here
