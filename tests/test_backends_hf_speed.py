@@ -202,7 +202,7 @@ def test_embedded_models_answer_as_plain_greedy_decoding_does(key: str) -> None:
     # Answers of a few tokens leave nothing to guess.
     if max(len(answer.logprobs) for answer in answers) > 20:
         assert guessing.stats.confirmed_tokens > 0
-    assert guessing.stats.forwards < plain.stats.forwards
+        assert guessing.stats.forwards < plain.stats.forwards
 
 
 @pytest.mark.parametrize(
