@@ -178,7 +178,8 @@ def test_async_with_shared_memory_is_refused_loudly() -> None:
 @pytest.mark.slow
 def test_async_without_shared_memory_equals_sync() -> None:
     def build() -> gym.Env[str, str]:
-        return gym.make(ID, model=MODEL)
+        # Workers that are spawned, not forked, have imported nothing.
+        return gym.make(f"gym_llmworld:{ID}", model=MODEL)
 
     envs = AsyncVectorEnv([build, build], shared_memory=False)
     try:
