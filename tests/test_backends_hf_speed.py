@@ -23,10 +23,12 @@ from gym_llmworld.checkpoints import embedded_model
 from gym_llmworld.core import Completion, Message, Sampling
 from gym_llmworld.errors import BackendError
 from gym_llmworld.scenarios import ScenarioStore
-from gym_llmworld.worlds import get_world, world_keys
+from gym_llmworld.worlds import get_world
 from tests.tiny_models import ARCHITECTURES, Architecture, ask, chat_of, save_checkpoint
 
-WORLDS = tuple(key for key in world_keys() if get_world(key).embedded)
+WORLDS = (
+    "alfworld", "scienceworld", "textworld", "webshop", "frozenlake", "sokoban", "sudoku",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -199,8 +201,8 @@ def test_embedded_models_answer_as_plain_greedy_decoding_does(key: str) -> None:
         for chat, a in zip(chats, answers, strict=True)
     ]
     same(ask(guessing, turns, Sampling(max_tokens=80)), ask(plain, turns, Sampling(max_tokens=80)))
-    # Answers of a few tokens leave nothing to guess.
-    if max(len(answer.logprobs) for answer in answers) > 20:
+    # Sudoku's answers of a few tokens leave nothing to guess.
+    if key != "sudoku":
         assert guessing.stats.confirmed_tokens > 0
         assert guessing.stats.forwards < plain.stats.forwards
 

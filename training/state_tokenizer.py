@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from gym_llmworld.protocol import SUCCESS_MARKER
-from training.tokenizer import ASSISTANT, CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS, SYSTEM, USER
+from training.tokenizer import SPECIAL_TOKENS, for_chats
 
 ALWAYS = ("Firm ice.\n", "Slippery ice.\n", "You have ", " actions left.")
 """What the puzzles say around states, for the ``wholes`` of a world model's tokenizer."""
@@ -70,13 +70,4 @@ def state_tokenizer(
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END,
-        pad_token=PAD,
-        unk_token=_UNKNOWN,
-        extra_special_tokens=[SYSTEM, USER, ASSISTANT],
-        clean_up_tokenization_spaces=False,
-        padding_side="right",
-        chat_template=CHAT_TEMPLATE,
-    )
+    return for_chats(tokenizer, unk_token=_UNKNOWN)

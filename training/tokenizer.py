@@ -251,10 +251,21 @@ def _assemble(
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
+    return for_chats(tokenizer)
+
+
+def for_chats(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
+    """Returns a tokenizer that knows `CHAT_TEMPLATE` and its tokens.
+
+    Args:
+        tokenizer: With all of `SPECIAL_TOKENS` in its vocabulary.
+        special: Further tokens by their role, such as ``unk_token``.
+    """
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,
         pad_token=PAD,
+        **special,
         extra_special_tokens=[SYSTEM, USER, ASSISTANT],
         clean_up_tokenization_spaces=False,
         padding_side="right",

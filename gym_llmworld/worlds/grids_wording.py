@@ -21,7 +21,7 @@ from gym_llmworld.worlds.grids import Board, Cell, Puzzle, actions_left
 _ACTORS, _THINGS = "PS", "X√"
 _MOVING = _ACTORS + _THINGS
 _CELL = re.compile(r"\((\d{1,2}),(\d{1,2})\)(\S) ", re.ASCII)
-_LEFT = re.compile(r"\d{1,2}", re.ASCII)
+_SHORT = re.compile(rf"((?:{_CELL.pattern})*)(?P<left>\d{{1,2}})", re.ASCII)
 
 
 class BoardWording:
@@ -48,9 +48,10 @@ class BoardWording:
         """Returns what differs from the first board; the observation if that would lose some."""
         board, left = self._puzzle.read_board(observation), actions_left(observation)
         self._board = board or self._board
-        if board is None or left is None or not self._fits(board):
+        if board is None or left is None or self._first is None:
             return observation
-        assert self._first is not None
+        if [*map(len, board)] != [*map(len, self._first)]:
+            return observation
         changed = [
             here
             for here, before in zip(_cells(board), _cells(self._first), strict=True)
@@ -61,14 +62,11 @@ class BoardWording:
 
     def read(self, text: str) -> str:
         """Returns the observation that a short form stands for, other text as it is."""
-        cells = list(_CELL.finditer(text))
-        left = text[sum(len(cell[0]) for cell in cells) :]
-        if self._first is None or not _LEFT.fullmatch(left):
-            return text
-        if "".join(cell[0] for cell in cells) + left != text:
+        short = _SHORT.fullmatch(text)
+        if self._first is None or short is None:
             return text
         rows = [list(row) for row in self._first]
-        for row, column, symbol in (cell.groups() for cell in cells):
+        for row, column, symbol in _CELL.findall(short[1]):
             r, c = int(row) - self._puzzle.origin, int(column) - self._puzzle.origin
             inside = 0 <= r < len(rows) and 0 <= c < len(rows[0])
             if not inside or symbol not in self._puzzle.symbols:
@@ -76,10 +74,7 @@ class BoardWording:
             rows[r][c] = symbol
         board = tuple("".join(row) for row in rows)
         state = self._puzzle.state(board, self._puzzle.groups(board))
-        return self._puzzle.observation(state, int(left))
-
-    def _fits(self, board: Board) -> bool:
-        return self._first is not None and [*map(len, board)] == [*map(len, self._first)]
+        return self._puzzle.observation(state, int(short["left"]))
 
     def _said(self, symbol: str, cell: Cell) -> str:
         row, column = (number + self._puzzle.origin for number in cell)
