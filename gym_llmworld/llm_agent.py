@@ -18,9 +18,9 @@ from gym_llmworld.backends import load_backend
 from gym_llmworld.backends.base import Backend
 from gym_llmworld.core import Completion, Message, Sampling, Scenario, Step
 from gym_llmworld.errors import BackendError, ContextOverflow
-from gym_llmworld.policy_prompt import BARE, REACT, AnswerStatus, PolicyPrompt
+from gym_llmworld.policy_prompt import BARE, REACT, REMINDED, AnswerStatus, PolicyPrompt
 
-MAX_TOKENS = {BARE: 64, REACT: 512}
+MAX_TOKENS = {BARE: 64, REMINDED: 64, REACT: 512}
 """Style -> upper bound of an answer in tokens, by default."""
 
 

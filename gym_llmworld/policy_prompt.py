@@ -4,9 +4,11 @@ The mirror image of `gym_llmworld.protocol`: there the model plays the world, he
 agent. The chat that an agent acts on, the one it learns from and the one that reinforcement
 learning samples are the same bytes, because all of them come from `PolicyPrompt`.
 
-Two styles. ``bare``: the assistant's turn is the action, which is all that a small model can learn.
-``react``: a thought and an action (ReAct, arXiv 2210.03629), worded as Word2World and AgentGym word
-it (arXiv 2512.18832, appendix A.4), with its two parsers.
+Three styles. ``bare``: the assistant's turn is the action, which is all that a small model can
+learn. ``reminded``: the same, and every observation ends with the task, so that a small model need
+not look for it at the other end of the episode. ``react``: a thought and an action (ReAct, arXiv
+2210.03629), worded as Word2World and AgentGym word it (arXiv 2512.18832, appendix A.4), with its
+two parsers.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from gym_llmworld.core import Episode, FinishReason, Message, Scenario, Step
 from gym_llmworld.errors import DataError
 from gym_llmworld.protocol import admit, harmless
 
-BARE, REACT = "bare", "react"
-STYLES = (BARE, REACT)
+BARE, REMINDED, REACT = "bare", "reminded", "react"
+STYLES = (BARE, REMINDED, REACT)
 
 MISSING_ACTION = "Error: Missing action. Please provide a single action."
 SEVERAL_ACTIONS = "Error: Only one 'Action' is allowed per response. Please adjust your response."
@@ -66,7 +68,7 @@ class ParsedAction:
     Attributes:
         action: To send to the world; empty unless ``status`` is ``OK``. Every world answers an
             empty action with its rejection text, so that an unusable answer costs a step.
-        thought: What stood before the action; None in style ``bare``, or where nothing stood.
+        thought: What stood before the action in style ``react``; None where nothing stood.
         status: How the answer ended.
     """
 
@@ -80,7 +82,7 @@ class PolicyPrompt:
     """Turns episodes into chats whose next message is the agent's, and answers into actions.
 
     Attributes:
-        style: ``"bare"`` or ``"react"``.
+        style: ``"bare"``, ``"reminded"`` or ``"react"``.
         world: Key of the world; style ``react`` words the acknowledgement and reads answers as
             that world's published client does. Empty: as most of them do.
 
@@ -102,11 +104,11 @@ class PolicyPrompt:
     def opening(self, scenario: Scenario) -> tuple[Message, ...]:
         """Returns the chat before the first action; it ends with the first observation.
 
-        Bare: that observation alone, with the instruction before it where it does not tell the
-        task itself. React: an instruction and its acknowledgement stand before it.
+        Bare, reminded: that observation alone, with the instruction before it where it does not
+        tell the task itself. React: an instruction and its acknowledgement stand before it.
         """
         first = Message("user", _first_observation(scenario))
-        if self.style == BARE:
+        if self.style != REACT:
             return (first,)
         acknowledgement = _ACKNOWLEDGEMENTS.get(self.world, _ACKNOWLEDGEMENT)
         return (Message("user", _INSTRUCTION), Message("assistant", acknowledgement), first)
@@ -126,11 +128,12 @@ class PolicyPrompt:
                 are worded from their action, see `say`.
         """
         chat = list(self.opening(scenario))
+        reminder = f"\n{scenario.instruction}" if self.style == REMINDED else ""
         for index, step in enumerate(steps):
             answer = harmless(said[index]) if index < len(said) else self.say(step.action)
             chat += (
                 Message("assistant", answer),
-                Message("user", harmless(step.observation)),
+                Message("user", harmless(step.observation + reminder)),
             )
         return tuple(chat)
 
@@ -148,7 +151,7 @@ class PolicyPrompt:
     def say(self, action: str) -> str:
         """Returns the assistant's turn that sends an action."""
         action = admit(action) or ""
-        return action if self.style == BARE else react("", action)
+        return react("", action) if self.style == REACT else action
 
     def parse(self, text: str, finish_reason: FinishReason) -> ParsedAction:
         """Reads an answer; never raises.
@@ -168,7 +171,7 @@ class PolicyPrompt:
         return ParsedAction(admitted, thought, AnswerStatus.OK)
 
     def _read(self, text: str) -> tuple[str, str | None]:
-        if self.style == BARE:
+        if self.style != REACT:
             return text, None
         before = text.partition("Action:")[0].strip().removeprefix("Thought:").strip()
         thought = harmless(before) or None

@@ -40,6 +40,16 @@ def test_bare_chat_word_for_word() -> None:
     ]
 
 
+def test_reminded_chat_tells_the_task_after_every_observation() -> None:
+    assert pairs(PolicyPrompt("reminded").encode(SCENARIO, STEPS[:2])) == [
+        ("user", SCENARIO.observation),
+        ("assistant", "go to desk 1"),
+        ("user", f"You arrive at desk 1.\n{TASK}"),
+        ("assistant", ""),
+        ("user", f"Nothing happens.\n{TASK}"),
+    ]
+
+
 def test_react_chat_has_the_published_shape() -> None:
     chat = pairs(PolicyPrompt("react", "alfworld").encode(SCENARIO, STEPS[:1]))
     assert [role for role, _ in chat] == ["user", "assistant", "user", "assistant", "user"]

@@ -45,10 +45,15 @@ class Config:
         False, "learn from solved episodes alone (imagined ones: where the model says so)"
     )
     only_agents: str = _option("", "learn from episodes of these agents alone, such as expert,tour")
+    teacher: str = _option(
+        "",
+        "of agents: name of one of the world's own, such as search; what it would not have done is "
+        "context and not learned",
+    )
     agent_style: str = _option(
         BARE,
-        "of agents: bare (the answer is the action) or react (a thought, empty in the labels, and "
-        "the action)",
+        "of agents: bare (the answer is the action), reminded (the same, and every observation "
+        "ends with the task) or react (a thought, empty in the labels, and the action)",
     )
     prompt_style: str = _option(
         "engine",
@@ -71,6 +76,11 @@ class Config:
     )
     context: int = _option(2048, "longest episode in tokens; longer ones are cut")
     recall_init: bool = _option(True, "from scratch: begin with look-up heads")
+    kinds_init: bool = _option(
+        False,
+        "with --model: begin with the vector of a kind (' apple', as tasks say it) at the mean of "
+        "its numbered names (' apple 1'), where the tokenizer makes both one token",
+    )
     lora_rank: int = _option(
         0, "0 tunes all weights; otherwise LoRA of this rank, merged at the end"
     )
@@ -126,7 +136,7 @@ class Config:
             files,
             self.prompt_style,
             agent_style=self.agent_style if self.role == AGENT else None,
-            kept=Filter(self.only_success, agents),
+            kept=Filter(self.only_success, agents, self.teacher),
         )
 
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from gym_llmworld.agents import overrule
 from gym_llmworld.core import Chat, Episode, Message
 from gym_llmworld.episodes import read_episodes
 from gym_llmworld.errors import DataError
+from gym_llmworld.playing import BLIND
 from gym_llmworld.policy_prompt import PolicyPrompt
 from gym_llmworld.protocol import REASONED
 from gym_llmworld.worlds import get_world, world_keys
@@ -126,6 +128,7 @@ class Conversation:
         scenario: Id of its start; None when the file does not say.
         source: Number of its file among those that were read.
         given: How many of the first assistant turns are no answers, see `PolicyPrompt.opening`.
+        context: Numbers of the assistant turns that are read and not learned, see `Filter`.
     """
 
     chat: Chat
@@ -133,6 +136,7 @@ class Conversation:
     scenario: str | None
     source: int
     given: int = 0
+    context: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,7 @@ class Conversations:
     def digest(self) -> str:
         """Changes when any text, its order or its file's number does."""
         lines = (
-            json.dumps([item.source, [(m.role, m.content) for m in item.chat]])
+            json.dumps([item.source, [(m.role, m.content) for m in item.chat], *item.context])
             for item in self.items
         )
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
@@ -204,15 +208,20 @@ class Conversations:
 
 @dataclass(frozen=True)
 class Filter:
-    """Which episodes are learned from.
+    """What is learned from.
 
     Attributes:
         only_success: Those that end in success; imagined ones, in imagined success.
         only_agents: Those of these agents; empty for all.
+        teacher: Of chats of an agent: name of an agent of the world that is asked at every step
+            what it would do. Only turns that say the same are learned; the others are context, so
+            that what to do after a mistake is learned without the mistake (the labels of DAgger,
+            Ross et al., arXiv 1011.0686, as far as the player agrees with them). Empty: all turns.
     """
 
     only_success: bool = False
     only_agents: tuple[str, ...] = ()
+    teacher: str = ""
 
     def keeps(self, episode: Episode) -> bool:
         """Whether an episode is learned from."""
@@ -240,7 +249,8 @@ def read_conversations(
         kept: Which of our episodes; None for all.
 
     Raises:
-        DataError: A file is not what its name says, or holds nothing to learn from.
+        DataError: A world has not the agent that `Filter.teacher` names; a file is not what its
+            name says, or holds nothing to learn from.
         CheckpointError: A world has no such style.
     """
     styles, kept = PromptStyles.parse(style), kept or Filter()
@@ -258,7 +268,7 @@ def read_conversations(
             if agent_style is None:
                 items += _of_world_model(episode, styles, source)
             elif episode.steps:
-                items.append(_of_agent(episode, agent_style, source))
+                items.append(_of_agent(episode, agent_style, source, kept.teacher))
     if not items:
         names = ", ".join(str(file) for file in files)
         raise DataError(
@@ -283,11 +293,38 @@ def _of_world_model(episode: Episode, styles: PromptStyles, source: int) -> Iter
             yield Conversation(chat, world, scenario, source)
 
 
-def _of_agent(episode: Episode, style: str, source: int) -> Conversation:
+def _of_agent(episode: Episode, style: str, source: int, teacher: str) -> Conversation:
     world, scenario = episode.scenario.world, episode.scenario
     prompt = PolicyPrompt(style, world)
     given = sum(message.role == "assistant" for message in prompt.opening(scenario))
-    return Conversation(prompt.conversation(episode), world, scenario.id, source, given)
+    strays = _strays(episode, teacher) if teacher else []
+    return Conversation(
+        prompt.conversation(episode),
+        world,
+        scenario.id,
+        source,
+        given,
+        tuple(given + index for index in strays),
+    )
+
+
+def _strays(episode: Episode, teacher: str) -> list[int]:
+    """Returns the numbers of the steps at which an agent of the world would do something else."""
+    agents = get_world(episode.scenario.world).agents
+    if teacher not in agents:
+        raise DataError(
+            f"{episode.scenario.world} has no agent {teacher!r} to learn from; it has "
+            f"{', '.join(agents)}"
+        )
+    agent = agents[teacher]()
+    agent.reset(episode.scenario, episode.seed)
+    found, observation = [], episode.scenario.observation
+    for index, step in enumerate(episode.steps):
+        if agent.act(observation, BLIND) != step.action:
+            found.append(index)
+            overrule(agent, step.action)
+        observation = step.observation
+    return found
 
 
 def _read_word2world(file: Path) -> Iterator[Chat]:

@@ -8,7 +8,7 @@ as wrong).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,13 +65,16 @@ class TokenizedChat:
     turns: tuple[Turn, ...]
 
 
-def tokenize(tokenizer: Any, chat: Chat, given: int = 0) -> TokenizedChat:
+def tokenize(
+    tokenizer: Any, chat: Chat, given: int = 0, context: Collection[int] = ()
+) -> TokenizedChat:
     """Tokenizes a chat with its template, which has to mark generations.
 
     Args:
         tokenizer: Whose template.
         chat: A training chat.
         given: How many of the first assistant turns are no answers.
+        context: Numbers of further assistant turns that do not count.
 
     Raises:
         ValueError: The template does not mark each assistant turn.
@@ -96,8 +99,13 @@ def tokenize(tokenizer: Any, chat: Chat, given: int = 0) -> TokenizedChat:
         Turn(i + 1, action, shown[i], truth, None)
         for i, (action, truth) in enumerate(zip(actions, truths, strict=True))
     ]
-    spans = tuple(zip(begins, ends, strict=True))
-    return TokenizedChat(tuple(encoded["input_ids"]), spans[given:], tuple(turns[given:]))
+    spans = list(zip(begins, ends, strict=True))
+    counted = [i for i in range(given, len(turns)) if i not in context]
+    return TokenizedChat(
+        tuple(encoded["input_ids"]),
+        tuple(spans[i] for i in counted),
+        tuple(turns[i] for i in counted),
+    )
 
 
 @torch.no_grad()

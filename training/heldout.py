@@ -64,7 +64,7 @@ class Heldout:
         return cls(
             {
                 group: [
-                    tokenize(tokenizer, item.chat, item.given)
+                    tokenize(tokenizer, item.chat, item.given, item.context)
                     for item in data.of_group(group).items
                 ]
                 for group in data.groups

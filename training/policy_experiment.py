@@ -33,14 +33,15 @@ from gym_llmworld.backends import load_backend
 from gym_llmworld.checkpoints import agent_style, embedded_model
 from gym_llmworld.cli_worlds import games_of
 from gym_llmworld.core import Sampling
+from gym_llmworld.episodes import read_episodes
 from gym_llmworld.errors import WorldModelError
 from gym_llmworld.llm_agent import LLMAgent, LLMPolicy
 from gym_llmworld.playing import Game, play_games
-from gym_llmworld.policy_prompt import PolicyPrompt
+from gym_llmworld.policy_prompt import REMINDED, PolicyPrompt
 from gym_llmworld.worlds import get_world
 from gym_llmworld.worlds.alfworld_agents import AlfworldExpert
 from gym_llmworld.worlds.alfworld_explorer import AlfworldExplorer
-from training import policy
+from training import policy, renamed
 from training.card import write_atomically
 from training.config import AGENT, Config
 from training.data import Conversations
@@ -62,7 +63,7 @@ from training.sft import train
 from training.success import Exam
 from training.success import summary as success_of
 
-TEACHER = "noisy-search"
+SEARCH, TEACHER = "search", "noisy-search"
 _WORLD = get_world("alfworld")
 _SECONDS = 20.0
 _TEACHER_STEPS = 40
@@ -79,6 +80,7 @@ class Settings:
         agent: Where all seeds start; None to supervise an agent per seed.
         games: Folder of games to train on; None for those that ship.
         teacher_episodes: Real episodes of the teacher.
+        renamed: Copies of each of them with other names for objects (`training.renamed`).
         sft: Supervised run; its seed and output are replaced.
         rl: Reinforcement learning; its environment, agent, seed and output are replaced.
         every: Updates between evaluations.
@@ -90,6 +92,7 @@ class Settings:
     agent: Path | None
     games: str | None
     teacher_episodes: int
+    renamed: int
     sft: Config
     rl: PolicyConfig
     every: int
@@ -150,10 +153,13 @@ def _imitate(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
         max_steps=_TEACHER_STEPS,
     )
     config = replace(settings.sft, seed=seed, output=folder)
-    data = config.read([folder / "teacher.jsonl"])
-    trained = train(config, data, Conversations(), settings.command)
+    files = [folder / "teacher.jsonl"]
+    if settings.renamed:
+        files.append(folder / "renamed.jsonl")
+        renamed.write(list(read_episodes(files[0])), files[1], settings.renamed, seed)
+    trained = train(config, config.read(files), Conversations(), settings.command)
     return {
-        "teacher_episodes": len(data.items),
+        "teacher_episodes": report.total.episodes,
         "teacher_steps": report.total.steps,
         "parameters": trained.parameters,
         "minutes": round(trained.minutes, 2),
@@ -267,6 +273,11 @@ def parser() -> argparse.ArgumentParser:
     add("--middle", type=float, default=0.5, help="share of those groups (default: %(default)s)")
     add("--world-model", default="", help="to imagine with (default: the embedded one)")
     add("--teacher-episodes", type=int, default=1500, help="default: %(default)s")
+    add(
+        "--renamed", type=int, default=4,
+        help="copies of each in which objects have other names, see training.renamed "
+        "(default: %(default)s)",
+    )  # fmt: skip
     add("--sft-model", default="", help="start of SFT (default: the embedded world model)")
     add("--sft-epochs", type=float, default=3.0, help="default: %(default)s")
     add("--sft-learning-rate", type=float, default=5e-4, help="default: %(default)s")
@@ -300,7 +311,8 @@ def settings_of(options: argparse.Namespace, command: str) -> Settings:
     sft = Config(
         role=AGENT, only_success=True, model=options.sft_model or embedded_model(_WORLD.key),
         epochs=options.sft_epochs, learning_rate=options.sft_learning_rate, batch_size=8,
-        context=1024, checkpoint_minutes=2.0, threads=1,
+        context=1024, checkpoint_minutes=2.0, threads=1, agent_style=REMINDED,
+        teacher=SEARCH, kinds_init=not options.sft_model,
     )  # fmt: skip
     rl = PolicyConfig(
         model="runs/agent", games=options.games or "", updates=options.updates,
@@ -312,8 +324,8 @@ def settings_of(options: argparse.Namespace, command: str) -> Settings:
     )  # fmt: skip
     exam = Exam.of(_WORLD, None, options.exam_games, options.max_steps, lanes=32)
     return Settings(
-        options.output, options.agent, options.games, options.teacher_episodes, sft, rl,
-        options.evaluate_every, exam, command,
+        options.output, options.agent, options.games, options.teacher_episodes, options.renamed,
+        sft, rl, options.evaluate_every, exam, command,
     )  # fmt: skip
 
 

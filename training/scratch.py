@@ -32,6 +32,7 @@ _RECENCY_FREQUENCIES = (4, 13)
 _RECENCY_SHARPNESS = 0.6
 _SHARED = 0.5
 _WORD = re.compile(r"[a-z]+|[0-9]+")
+_NUMBERED_NAME = re.compile(r"( [a-z]+) [0-9]+")
 
 
 def small_llama(
@@ -171,6 +172,29 @@ def recall_init(model: LlamaForCausalLM, texts: Sequence[str]) -> None:
         # What the copying heads add in layer 1 about doubles the residual stream.
         later = constant / rms if layer is model.model.layers[1] else 0.6 * constant / rms
         _prefer_recent(layer.self_attn, 1, size, later)
+
+
+@torch.no_grad()
+def kinds_init(model: Any, texts: Sequence[str]) -> None:
+    """Moves the vector of a kind (``" apple"``) to the mean of its numbered names (``" apple 1"``).
+
+    Where a name is one token, ``clean some apple`` and ``apple 2`` have none in common, and whether
+    an object is the one that a task asks for has to be learned kind by kind. A pretrained model
+    that has not learned it sees them alike from here on. The mean gets the names' length.
+
+    Args:
+        model: With input embeddings; changed.
+        texts: What each token stands for.
+    """
+    tokens = model.get_input_embeddings().weight
+    numbered: dict[str, list[int]] = {}
+    for index, text in enumerate(texts):
+        if found := _NUMBERED_NAME.fullmatch(text):
+            numbered.setdefault(found[1], []).append(index)
+    for index, text in enumerate(texts):
+        if names := numbered.get(text):
+            rows = tokens[names]
+            tokens[index] = _unit(rows.mean(0)) * rows.norm(dim=1).mean()
 
 
 def _prefer_recent(attention: Any, head: int, size: int, constant: float) -> None:

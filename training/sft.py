@@ -36,7 +36,7 @@ from training.config import NAMES, SCRATCH, Config, add_options, config_of
 from training.data import Conversations, shares
 from training.heldout import Heldout, Scores
 from training.sampling import EpisodeSampler
-from training.scratch import small_llama
+from training.scratch import kinds_init, small_llama
 from training.state_tokenizer import ALWAYS, CELLS, state_tokenizer
 from training.tokenizer import train_tokenizer
 from training.trainer import (
@@ -49,8 +49,11 @@ from training.trainer import (
     lora,
 )
 
+_UNLEARNED = -100
+"""Label without a loss, as torch's cross entropy has it."""
+
 LOG_FILE = "training.jsonl"
-_SOURCE = "source"
+_SOURCE, _CONTEXT = "source", "context"
 
 
 def load(config: Config, chats: Sequence[Chat], checkpoint: Path | None = None) -> tuple[Any, Any]:
@@ -80,7 +83,10 @@ def load(config: Config, chats: Sequence[Chat], checkpoint: Path | None = None) 
         return model, tokenizer
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     # Full tuning keeps float32 weights; bfloat16 is the autocast's business.
-    return AutoModelForCausalLM.from_pretrained(config.model, dtype="float32"), tokenizer
+    model = AutoModelForCausalLM.from_pretrained(config.model, dtype="float32")
+    if config.kinds_init:
+        kinds_init(model, [tokenizer.decode([i]) for i in range(len(tokenizer))])
+    return model, tokenizer
 
 
 def _new_tokenizer(config: Config, chats: Sequence[Chat]) -> Any:
@@ -120,6 +126,7 @@ def build_trainer(
         {
             "messages": [{"role": m.role, "content": m.content} for m in item.chat],
             _SOURCE: item.source,
+            _CONTEXT: list(item.context),
         }
         for item in data.items
     ]
@@ -139,6 +146,8 @@ def build_trainer(
         tokenizer.chat_template = trainer.chat_template
     rhythm.trainer = trainer
     rhythm.heldout = Heldout.of(tokenizer, heldout)
+    if any(item.context for item in data.items):
+        trainer.train_dataset = trainer.train_dataset.map(_without_context)
     # TRL drops episodes whose context alone fills the model's: the columns say which are left.
     usable = trainer.train_dataset
     trainer.sampler = EpisodeSampler(
@@ -149,6 +158,16 @@ def build_trainer(
         config.seed,
     )
     return trainer
+
+
+def _without_context(row: dict[str, Any]) -> dict[str, Any]:
+    """Takes the loss from the turns that are context only; a turn is a run of labels."""
+    labels, turn, within = [], -1, False
+    for label in row["labels"]:
+        turn += label != _UNLEARNED and not within
+        within = label != _UNLEARNED
+        labels.append(_UNLEARNED if turn in row[_CONTEXT] else label)
+    return {"labels": labels}
 
 
 @dataclass(frozen=True)

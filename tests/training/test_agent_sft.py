@@ -13,12 +13,12 @@ pytest.importorskip("trl")
 
 from gym_llmworld.backends.hf import HFBackend
 from gym_llmworld.checkpoints import agent_style
-from gym_llmworld.core import Completion, Episode, Sampling
+from gym_llmworld.core import Completion, Episode, Sampling, Scenario, Step
 from gym_llmworld.errors import DataError
 from gym_llmworld.policy_prompt import PolicyPrompt
 from tests.training.test_sft import SIZES, make_episode, tiny_config
 from training.config import Config
-from training.data import Filter, read_conversations
+from training.data import Conversations, Filter, read_conversations
 from training.heldout import Heldout
 from training.sft import build_trainer, load, main
 from training.tokenizer import END, train_tokenizer
@@ -71,6 +71,51 @@ def test_only_actions_are_supervised(files: tuple[Path, Path], tmp_path: Path, s
         PolicyPrompt(style).parse(answer, "stop").action
         for answer in answers[data.items[0].given :]
     )
+
+
+# A player who reads looks on the desk first, then takes the pen to the drawer.
+STRAYS = (0, 3, 4)
+STRAYING = (
+    Step("inventory", "You are not carrying anything."),
+    Step("go to desk 1", "You arrive at desk 1. On the desk 1, you see a book 1, and a pen 1."),
+    Step("take pen 1 from desk 1", "You pick up the pen 1 from the desk 1."),
+    Step("move pen 1 to desk 1", "You move the pen 1 to the desk 1."),
+    Step("take book 7 from desk 1", "Nothing happens."),
+    Step("take pen 1 from desk 1", "You pick up the pen 1 from the desk 1."),
+    Step("go to drawer 1", "You arrive at drawer 1. The drawer 1 is closed."),
+)
+ROOM = "Looking quickly around you, you see a desk 1, and a drawer 1."
+
+
+@pytest.mark.parametrize("style", ["bare", "react"])
+def test_what_the_teacher_would_not_do_is_context(
+    files: tuple[Path, Path], tmp_path: Path, style: str
+) -> None:
+    task = "put a pen in drawer."
+    scenario = Scenario("x", "alfworld", "train", task, f"{ROOM}\nYour task is to: {task}")
+    file = write(tmp_path / "s.jsonl", [Episode(scenario, STRAYING, "real", "x")])
+    config = agent_config(files, tmp_path, agent_style=style, teacher="search", recall_init=False,
+                          context=512)  # fmt: skip
+    data = config.read([file])
+    given = data.items[0].given
+    assert data.items[0].context == tuple(given + index for index in STRAYS)
+    model, tokenizer = load(config, data.chats)
+    trainer = build_trainer(config, model, tokenizer, data, Conversations(), "test")
+    learned = [label for label in trainer.train_dataset[0]["labels"] if label != -100]
+    answers = [m.content for m in data.chats[0] if m.role == "assistant"]
+    kept = [a for i, a in enumerate(answers) if i not in data.items[0].context]
+    assert len(kept) == given + 4
+    assert tokenizer.decode(learned) == "".join(answer + END for answer in kept)
+    [[chat]] = Heldout.of(tokenizer, data).by_world.values()
+    assert [turn.truth for turn in chat.turns] == kept[given:]
+    assert [tokenizer.decode(chat.ids[i:j]) for i, j in chat.spans] == [
+        k + END for k in kept[given:]
+    ]
+
+
+def test_an_unknown_teacher_is_named(files: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"alfworld has no agent 'guru' .* it has expert, search"):
+        agent_config(files, tmp_path, teacher="guru").read(files[:1])
 
 
 def test_the_acknowledgement_of_react_is_not_counted(

@@ -25,7 +25,7 @@ from gym_llmworld.errors import DataError
 from training.config import Config
 from training.data import Conversations, read_conversations
 from training.exact_match import tokenize, turn_match
-from training.scratch import small_llama
+from training.scratch import kinds_init, small_llama
 from training.sft import build_trainer, load, main, parser
 from training.tokenizer import END, train_tokenizer
 from training.trainer import last_checkpoint
@@ -246,6 +246,26 @@ def test_tokens_that_share_words_start_alike() -> None:
     assert alike[4, 6] > 0.25
     assert alike[1, 3].abs() < 0.1
     assert alike[0, 5].abs() < 0.1
+
+
+def test_kinds_begin_where_their_numbered_names_are() -> None:
+    texts = ["<pad>", "<end>", " apple", " apple 1", " apple 2", " mug", " fork 1", " clean"]
+    model = small_llama(
+        texts, layers=2, width=128, heads=4, hidden=32, context=64, pad_id=0, eos_id=1, seed=0
+    )
+    with torch.no_grad():
+        model.get_input_embeddings().weight.normal_()
+    before = model.get_input_embeddings().weight.detach().clone()
+    kinds_init(model, texts)
+    after = model.get_input_embeddings().weight.detach()
+    assert [texts[i] for i in range(len(texts)) if not torch.equal(before[i], after[i])] == [
+        " apple"
+    ]
+    direction = before[3] + before[4]
+    assert torch.allclose(after[2] / after[2].norm(), direction / direction.norm(), atol=1e-5)
+    assert after[2].norm().item() == pytest.approx(
+        (before[3].norm().item() + before[4].norm().item()) / 2, rel=1e-5
+    )
 
 
 def test_recall_initialisation_refuses_what_it_does_not_fit() -> None:
