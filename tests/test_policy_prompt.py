@@ -167,5 +167,5 @@ def test_the_parser_of_a_single_action() -> None:
 
 
 def test_an_unknown_style_is_named() -> None:
-    with pytest.raises(ValueError, match="bare, react, got 'chat'"):
+    with pytest.raises(ValueError, match="bare, reminded, react, got 'chat'"):
         PolicyPrompt("chat")

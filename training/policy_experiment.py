@@ -3,11 +3,13 @@ r"""The headline experiment: an agent that learns in imagination and is better i
     python -m training.policy_experiment --output runs/policy-experiment --seeds 0 1 2 --workers 2
 
 Three agents per seed, on ALFWorld. *sft*: supervised on solved real episodes of a rule-based agent
-that reads nothing but text and strays in one step of five. *imagined*: the same, then GRPO in the
-embedded world model, without a further real step to learn from. *real*: the same start, then as
-many updates of GRPO in the real engine. What counts is the share of held-out games, in seen and in
-unseen rooms, that each solves in the real engine, every game once, with answers sampled at
-temperature 1 (as they learn) and, at the end, greedily. Real and imagined steps are counted.
+that reads nothing but text and strays in one step of five (its strays are context, not labels), and
+on copies of them with other names for objects; or an agent that exists (--agent). *imagined*: the
+same, then GRPO in the embedded world model, without a further real step to learn from. *real*: the
+same start, then as many updates of GRPO in the real engine. What counts is the share of held-out
+games, in seen and in unseen rooms, that each solves in the real engine, every game once, with
+answers sampled at temperature 1 (as they learn) and, at the end, greedily. Real and imagined steps
+are counted.
 
 A killed run goes on with the same command. --results gets a row per evaluated agent as soon as it
 is there, and the learning curves as a plot beside it.
