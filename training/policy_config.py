@@ -52,8 +52,8 @@ class PolicyConfig:
 
     refusal_penalty: float = _option(
         0.0,
-        "taken from an episode's reward times the share of its commands that the world refused; "
-        "helps an agent that hardly ever succeeds",
+        "taken from the advantage of each command that the world refused, and shared out among all "
+        "others: credit for a command, where success is credit for an episode",
     )
 
     learning_rate: float = _option(

@@ -160,6 +160,8 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
         self._rejection = config.world.rejection
         self._make_policy = make_policy
         self._policy: TokenPolicy | None = None
+        self._refused: dict[tuple[int, ...], list[bool]] = {}
+        self._refused_share = 0.0
         self._seconds_before = progress.seconds
         self._started = time.monotonic()
         super().__init__(reward_funcs=[env_reward], rollout_func=_rollouts, **kwargs)
@@ -191,6 +193,12 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
             if self.watch:
                 self.watch(len(finished), len(starts))
         rollouts = [finished[index] for index in range(len(starts))]
+        refused = [rollout.refused_tokens(self._rejection) for rollout in rollouts]
+        # Equal tokens tell the same episode: the world's answers are among them.
+        played = (tuple(rollout.completion) for rollout in rollouts)
+        self._refused = dict(zip(played, refused, strict=True))
+        written = sum(sum(rollout.mask) for rollout in rollouts)
+        self._refused_share = sum(map(sum, refused)) / max(1, written)
         spent = Progress(
             seconds=self._seconds_before + time.monotonic() - self._started,
             updates=update,
@@ -206,17 +214,6 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
             "rollout_seconds": round(time.monotonic() - started, 2),
         }
         return rollouts
-
-    def reward(self, rollout: Rollout) -> float:
-        """Returns what an episode is worth: its reward, less for what was in vain.
-
-        The penalty counts in full where an imagined episode was given up: otherwise a policy would
-        learn to confuse the world model rather than to be refused.
-        """
-        vain = 1.0
-        if not rollout.halted:
-            vain = rollout.refused(self._rejection) / max(1, len(rollout.steps))
-        return rollout.reward - self.config.refusal_penalty * vain
 
     def _count(self, spent: Progress, rollouts: Sequence[Rollout]) -> None:
         progress = self.progress
@@ -234,10 +231,34 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
         weight = torch.where(advantages < 0, self.config.negative, 1.0)
         inputs = {**inputs, "advantages": advantages * weight}
         # TRL pads an update to its longest episode, and computes what has no gradient.
-        kept = compact(inputs, drop=self.beta == 0.0)
+        penalty = self.config.refusal_penalty
+        kept = compact(inputs, drop=self.beta == 0.0 and not penalty)
+        if penalty:
+            vain = self.in_vain(kept["completion_ids"], kept["completion_mask"])
+            kept["advantages"] = kept["advantages"][:, None] - penalty * vain
         # The loss is a mean over episodes: those left out count as what they are, zeros.
         share = len(kept["advantages"]) / len(advantages)
         return share * super()._compute_loss(model, kept)
+
+    def in_vain(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Returns what each token has to do with refused commands, beyond the usual.
+
+        A refusal is known at once: it is held against the command that earned it, and not, as
+        success is, against the whole episode.
+
+        Args:
+            tokens: Completions of episodes of the last `play`, padded right: episodes x tokens.
+            mask: 1 at what is no padding.
+
+        Returns:
+            1 at the policy's tokens of refused commands, 0 elsewhere, less the mean over all that
+            the policy wrote in that `play`.
+        """
+        found = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
+        for row, (ids, length) in enumerate(zip(tokens, mask.sum(1).tolist(), strict=True)):
+            refused = self._refused[tuple(ids[:length].tolist())]
+            found[row, :length] = torch.tensor(refused, dtype=torch.float32)
+        return found - self._refused_share
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the episodes of an update and the counters to what trackers are told."""
@@ -264,8 +285,7 @@ def compact(inputs: dict[str, Any], *, drop: bool) -> dict[str, Any]:
     Args:
         inputs: Of `GRPOTrainer`'s loss: prompts padded left, completions right.
         drop: Leave out episodes that earned what their group did: their advantage is 0, and so is
-            their gradient. The loss (``dapo``) divides by the tokens of the whole update, so that
-            the others keep their weight.
+            their gradient.
     """
     wanted = inputs["advantages"] != 0
     if not drop or not wanted.any():
@@ -294,7 +314,7 @@ def _rollouts(prompts: Sequence[Any], trainer: PolicyTrainer) -> dict[str, Any]:
         "completion_ids": [rollout.completion for rollout in rollouts],
         "logprobs": [rollout.logprobs for rollout in rollouts],
         "env_mask": [rollout.mask for rollout in rollouts],
-        "episode_reward": [trainer.reward(rollout) for rollout in rollouts],
+        "episode_reward": [rollout.reward for rollout in rollouts],
     }
 
 
@@ -309,7 +329,7 @@ def summary(rollouts: Sequence[Rollout], rejection: str) -> dict[str, Any]:
     answers = [status for rollout in rollouts for status in rollout.statuses]
     steps = sum(len(rollout.steps) for rollout in rollouts)
     unusable = sum(status is not AnswerStatus.OK for status in answers)
-    refused = sum(rollout.refused(rejection) for rollout in rollouts)
+    refused = sum(sum(rollout.refused(rejection)) for rollout in rollouts)
     return {
         "success": float(np.mean([rollout.success for rollout in rollouts])),
         "reward": float(rewards.mean()),

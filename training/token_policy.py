@@ -150,13 +150,23 @@ class Rollout:
             raise ValueError("the episode goes on; expected one that play() has yielded")
         return replace(self.played.episode, steps=self.start.steps + self.steps)
 
-    def refused(self, rejection: str) -> int:
-        """Returns how many commands the world refused; it answers an unusable one the same way.
+    def refused(self, rejection: str) -> list[bool]:
+        """Tells of each command whether the world refused it; so it does with an unusable one.
 
         Args:
             rejection: What it says then.
         """
-        return sum(step.observation.strip() == rejection for step in self.steps)
+        return [step.observation.strip() == rejection for step in self.steps]
+
+    def refused_tokens(self, rejection: str) -> list[bool]:
+        """Tells of each token of ``completion`` whether it belongs to a refused command."""
+        refused, found = self.refused(rejection), []
+        command, within = -1, False
+        for wrote in self.mask:
+            command += wrote == 1 and not within
+            within = wrote == 1
+            found.append(within and command < len(refused) and refused[command])
+        return found
 
     def add(self, tokens: Sequence[int], logprobs: Sequence[float] | None = None) -> None:
         """Appends tokens of the policy, or of the environment where there are no probabilities."""

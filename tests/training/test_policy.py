@@ -268,20 +268,33 @@ def test_what_has_no_gradient_is_left_out_and_changes_nothing(agent: Path, tmp_p
     assert trainer._compute_loss(trainer.model, nothing) == 0
 
 
-def test_what_was_in_vain_costs(agent: Path, tmp_path: Path) -> None:
+def test_a_refusal_is_held_against_its_command(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = config(agent, tmp_path, refusal_penalty=0.5, max_steps=4)
     tmp_path.mkdir(exist_ok=True)
     arena = policy._arena(settings)
     trainer = policy.build_trainer(settings, arena, None, Progress(), tmp_path / "log")
-    rollouts = trainer.play()
+    trainer.current_gradient_accumulation_steps = 1
+    played: list[Rollout] = []
+    play = trainer.play
+    monkeypatch.setattr(trainer, "play", lambda: played.extend(play()) or played)
+    batch = trainer._generate_and_score_completions([{"prompt": "start"} for _ in range(16)])
     arena.close()
-    assert {rollout.success for rollout in rollouts} == {True, False}
-    for rollout in rollouts:
-        # `likes_e` refuses everything but what ends the episode.
-        refused = len(rollout.steps) - rollout.success
-        expected = rollout.success - 0.5 * refused / len(rollout.steps)
-        assert trainer.reward(rollout) == pytest.approx(expected)
-    given_up = next(rollout for rollout in rollouts if not rollout.success)
-    given_up.limit += 1
-    assert given_up.halted
-    assert trainer.reward(given_up) == -0.5
+    assert {rollout.success for rollout in played} == {True, False}
+    vain = torch.zeros(batch["completion_ids"].shape)
+    for row, rollout in enumerate(played):
+        tokens = torch.tensor(rollout.mask, dtype=torch.float32)
+        if rollout.success:
+            # `likes_e` refuses everything but what ends the episode.
+            text = "".join(map(str, rollout.mask)).rstrip("0")
+            tokens[len(text) - len(text.rpartition("0")[2]) :] = 0.0
+        vain[row, : len(tokens)] = tokens
+    share = vain.sum() / sum(sum(rollout.mask) for rollout in played)
+    assert 0 < share < 1
+    found = trainer.in_vain(batch["completion_ids"], batch["completion_mask"])
+    torch.testing.assert_close(found, vain - share)
+    ours = trainer._compute_loss(trainer.model, batch)
+    by_token = batch["advantages"][:, None] - 0.5 * (vain - share)
+    stock = GRPOTrainer._compute_loss(trainer, trainer.model, {**batch, "advantages": by_token})
+    torch.testing.assert_close(ours, stock, atol=1e-6, rtol=1e-4)
