@@ -293,6 +293,10 @@ def parser() -> argparse.ArgumentParser:
         "--negative", type=float, default=0.0,
         help="weight of episodes that earn less than their group (default: %(default)s)",
     )  # fmt: skip
+    add(
+        "--refusal-penalty", type=float, default=0.5,
+        help="held against each refused command, see training.policy (default: %(default)s)",
+    )  # fmt: skip
     add("--min-confidence", type=float, default=0.5, help="of imagined steps (default: 0.5)")
     add(
         "--guard-action", choices=(STOP, ROLLBACK, OFF), default=STOP,
@@ -320,6 +324,7 @@ def settings_of(options: argparse.Namespace, command: str) -> Settings:
         model="runs/agent", games=options.games or "", updates=options.updates,
         groups=options.groups, group_size=options.group_size, minibatches=options.minibatches,
         learning_rate=options.learning_rate, negative=options.negative, max_steps=options.max_steps,
+        refusal_penalty=options.refusal_penalty,
         start_episodes=options.start_episodes, middle=options.middle,
         world_model=options.world_model, min_confidence=options.min_confidence,
         guard_action=options.guard_action, guard_threshold=options.guard_threshold, threads=1,
