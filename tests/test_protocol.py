@@ -96,28 +96,6 @@ def test_word2world_chat_is_byte_exact() -> None:
     )
 
 
-@pytest.mark.parametrize("style", ["engine", "nocontents"])
-def test_commands_that_may_solve_the_task_end_with_it(style: str) -> None:
-    task = ": put a hot egg in fridge."
-    steps = [
-        Step("go to countertop 1", "You arrive at countertop 1."),
-        Step("take egg 1 from countertop 1", "You pick up the egg 1 from the countertop 1."),
-        Step("use desklamp 1", "Nothing happens."),
-        Step("moved", "Nothing happens."),
-    ]
-    chat = protocol(style).encode(SCENARIO, steps, "move egg 1 to fridge 1")
-    assert [m.content for m in chat if m.role == "user"] == [
-        "go to countertop 1",
-        "take egg 1 from countertop 1" + task,
-        "use desklamp 1" + task,
-        "moved",
-        "move egg 1 to fridge 1" + task,
-    ]
-    assert [m.content for m in chat if m.role == "assistant"] == [s.observation for s in steps]
-    published = protocol("word2world").encode(SCENARIO, steps, "move egg 1 to fridge 1")
-    assert published[-1].content == "move egg 1 to fridge 1"
-
-
 def test_engine_style_speaks_as_the_engine_does() -> None:
     system = protocol("engine").encode(SCENARIO, (), "look")[0].content
     assert "On the countertop 1, you see a apple 2, a apple 1, and a egg 1." in system

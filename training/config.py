@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,11 +92,6 @@ class Config:
     accumulate: int = _option(1, "batches per optimiser step")
     learning_rate: float = _option(8e-4, "peak; linear warm-up, then linear decay to 2 % of it")
     warmup_steps: int = _option(20, "steps of warm-up")
-    ending_weight: float = _option(
-        1.0,
-        "weight of the last two tokens of an answer in the loss: one of hundreds tells whether an "
-        "episode is a success, and a small model that need not learn it does not",
-    )
     weight_decay: float = _option(0.01, "of AdamW")
     beta2: float = _option(0.98, "of AdamW")
 
@@ -113,8 +107,6 @@ class Config:
         """Refuses runs that could not end well, before anything is loaded."""
         if min(self.minutes, self.max_steps, self.epochs, self.checkpoint_minutes) < 0:
             raise ValueError("minutes, max_steps, epochs and checkpoint_minutes must be >= 0")
-        if not 0 < self.ending_weight < math.inf:
-            raise ValueError(f"ending_weight must be > 0, got {self.ending_weight}")
         for name in ("batch_size", "accumulate", "context", "merges"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")

@@ -95,7 +95,6 @@ class ObservationTrainer(Timed, SFTTrainer):  # type: ignore[misc]
 
     def __init__(self, config: Config, card: Card, **kwargs: Any) -> None:
         self.begin(config, card)
-        self._ending_weight = config.ending_weight
         self.sampler: EpisodeSampler | None = None
         super().__init__(**kwargs)
 
@@ -106,10 +105,7 @@ class ObservationTrainer(Timed, SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Mean cross entropy over supervised tokens; see `SFTTrainer.compute_loss`.
-
-        With an ending weight, the last two tokens of an answer count as many as that.
-        """
+        """Mean cross entropy over supervised tokens; see `SFTTrainer.compute_loss`."""
         if return_outputs or self.args.world_size > 1 or self.args.n_gpu > 1:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inner = self.accelerator.unwrap_model(model)
@@ -121,18 +117,11 @@ class ObservationTrainer(Timed, SFTTrainer):  # type: ignore[misc]
             # a mask the fast kernels apply.
             hidden = inner.get_decoder()(input_ids=inputs["input_ids"], use_cache=False)
             logits = inner.get_output_embeddings()(hidden.last_hidden_state[:, :-1][wanted])
-        losses = F.cross_entropy(logits.float(), labels[wanted], reduction="none")
-        total = (losses * self._weights(labels)[wanted]).sum()
+        total = F.cross_entropy(logits.float(), labels[wanted], reduction="sum")
         count = wanted.sum() if num_items_in_batch is None else num_items_in_batch
         self._total_train_tokens += int(inputs["attention_mask"].sum())
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return total / torch.as_tensor(count, device=total.device).clamp(min=1)
-
-    def _weights(self, labels: torch.Tensor) -> torch.Tensor:
-        """Returns what each label counts: the last two of an answer say whether it is a success."""
-        ends = labels == self.processing_class.eos_token_id
-        ends[:, :-1] |= ends[:, 1:]
-        return torch.where(ends, self._ending_weight, 1.0)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         # The stock one draws from the global generator: a run that continues in its second pass

@@ -8,8 +8,6 @@ Two prompt styles word the hidden state, one does without:
   so that looking into a drawer is copying.
 * ``nocontents``, for the embedded models, without hidden context: the first observation. What lies
   where has to be invented.
-
-For the embedded models, commands that may solve the task end with it, see `TaskReminder`.
 """
 
 from __future__ import annotations
@@ -18,40 +16,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gym_llmworld.core import Scenario
-from gym_llmworld.protocol import harmless
 from gym_llmworld.worlds.alfworld_agents import ALFWORLD_AGENTS
 from gym_llmworld.worlds.base import World
 
 TASK_PREFIX = "Your task is to: "
-
-
-_MAY_SOLVE = ("move ", "take ", "use ")
-
-
-class TaskReminder:
-    """Ends each command that may solve the task with the task: ``use desklamp 1: look at ...``.
-
-    Whether the task is solved is one token of an observation. A small model that has to look for
-    the task at the other end of the episode learns that deliveries succeed, whatever is delivered.
-
-    Args:
-        scenario: Where the episode starts.
-    """
-
-    def __init__(self, scenario: Scenario) -> None:
-        self._reminder = f": {harmless(scenario.instruction)}"
-
-    def cue(self, action: str) -> str:
-        """Returns the task where it matters."""
-        return self._reminder if action.startswith(_MAY_SOLVE) else ""
-
-    def write(self, action: str, observation: str) -> str:
-        """Returns the observation as it is."""
-        return observation
-
-    def read(self, text: str) -> str:
-        """Returns the text as it is."""
-        return text
 
 
 def listing(names: Sequence[str]) -> str:
@@ -139,7 +107,6 @@ WORLD = World(
         "nocontents": nocontents_context,
         "word2world": word2world_context,
     },
-    wordings=dict.fromkeys(("engine", "nocontents"), TaskReminder),
     agents=ALFWORLD_AGENTS,
     real_entry_point="gym_llmworld.real.alfworld_env:AlfworldEnv",
     real_policies={"handcoded": "gym_llmworld.real.alfworld_expert:HandcodedPolicy"},

@@ -206,39 +206,6 @@ def test_loss_equals_the_stock_trainers(
         torch.testing.assert_close(ours, stock, atol=1e-5, rtol=0)
 
 
-def test_what_ends_an_answer_may_count_more(
-    files: tuple[Path, Path], chats: tuple[Chat, ...], tmp_path: Path
-) -> None:
-    losses = []
-    for weight in (1.0, 3.0):
-        config = tiny_config(files, tmp_path / str(weight), ending_weight=weight)
-        model, tokenizer = load(config, chats)
-        data = read_conversations(config.data, "engine")
-        trainer = build_trainer(config, model, tokenizer, data, Conversations(), "test")
-        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
-        losses.append(float(trainer.compute_loss(model, dict(batch)).detach()))
-    # By hand, token by token: one end and what stands before it per answer.
-    labels, ids = batch["labels"], batch["input_ids"]
-    scores = model(input_ids=ids).logits.log_softmax(-1)
-    total = {1.0: 0.0, 3.0: 0.0}
-    count = 0
-    for row in range(2):
-        for i in range(1, labels.shape[1]):
-            if labels[row, i] == -100:
-                continue
-            count += 1
-            last = labels[row, i] == tokenizer.eos_token_id
-            before_last = i + 1 < labels.shape[1] and labels[row, i + 1] == tokenizer.eos_token_id
-            loss = -float(scores[row, i - 1, labels[row, i]])
-            for weight in total:
-                total[weight] += loss * (weight if last or before_last else 1.0)
-    assert losses[0] == pytest.approx(total[1.0] / count, abs=1e-4)
-    assert losses[1] == pytest.approx(total[3.0] / count, abs=1e-4)
-    assert losses[1] > losses[0]
-    with pytest.raises(ValueError, match="ending_weight must be > 0, got 0"):
-        tiny_config(files, tmp_path, ending_weight=0.0)
-
-
 def test_every_weight_moves_in_one_step(
     files: tuple[Path, Path], chats: tuple[Chat, ...], tmp_path: Path
 ) -> None:
