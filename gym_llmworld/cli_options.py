@@ -56,8 +56,8 @@ HtmlFile = Annotated[
 AgentStyle = Annotated[
     str | None,
     typer.Option(
-        help="How llm: agents are asked: bare (for the action), reminded (the same, of the task after "
-        "every observation) or react (for thought and action). Default: "
+        help="How llm: agents are asked: bare (for the action), reminded (the same, and told the "
+        "task after every observation) or react (for thought and action). Default: "
         "as the model's llmworld.json says, react without one.",
         show_default=False,
     ),
