@@ -112,6 +112,13 @@ class Config:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.lora_rank and self.model == SCRATCH:
             raise ValueError("LoRA needs a model to adapt; pass --model PATH_OR_HUB_ID")
+        if self.kinds_init and self.model == SCRATCH:
+            raise ValueError(
+                "kinds_init changes a trained model; pass --model PATH_OR_HUB_ID (from scratch, "
+                "kinds and their numbered names begin alike anyway)"
+            )
+        if self.teacher and self.role != AGENT:
+            raise ValueError(f"teacher is for agents; pass --role {AGENT}, or no --teacher")
         for name, known in (
             ("role", (WORLD_MODEL, AGENT)),
             ("agent_style", STYLES),

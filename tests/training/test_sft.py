@@ -368,6 +368,10 @@ def test_mistakes_end_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["--data", str(tmp_path / "none.jsonl")]) == 2
     assert main(["--lora-rank", "4"]) == 2
     assert "LoRA needs a model" in capsys.readouterr().err
+    assert main(["--kinds-init"]) == 2
+    assert "kinds_init changes a trained model" in capsys.readouterr().err
+    assert main(["--teacher", "search"]) == 2
+    assert "teacher is for agents; pass --role agent" in capsys.readouterr().err
 
 
 def test_a_run_leaves_a_checkpoint_that_others_can_load(
