@@ -278,7 +278,12 @@ def test_a_refusal_is_held_against_its_command(
     trainer.current_gradient_accumulation_steps = 1
     played: list[Rollout] = []
     play = trainer.play
-    monkeypatch.setattr(trainer, "play", lambda: played.extend(play()) or played)
+
+    def noted() -> list[Rollout]:
+        played.extend(play())
+        return played
+
+    monkeypatch.setattr(trainer, "play", noted)
     batch = trainer._generate_and_score_completions([{"prompt": "start"} for _ in range(16)])
     arena.close()
     assert {rollout.success for rollout in played} == {True, False}
