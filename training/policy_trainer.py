@@ -31,6 +31,8 @@ from training.token_policy import Rollout, Start, TokenPolicy
 from training.trainer import PROGRESS_FILE
 
 GOOD_FOLDER = "good"
+_ALIKE = 4
+"""Episodes per forward pass of the loss."""
 _METRICS = ("loss", "grad_norm", "entropy", "kl", "clip_ratio/region_mean", "frac_reward_zero_std")
 
 
@@ -233,12 +235,17 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
         # TRL pads an update to its longest episode, and computes what has no gradient.
         penalty = self.config.refusal_penalty
         kept = compact(inputs, drop=self.beta == 0.0 and not penalty)
-        if penalty:
-            vain = self.in_vain(kept["completion_ids"], kept["completion_mask"])
-            kept["advantages"] = kept["advantages"][:, None] - penalty * vain
-        # The loss is a mean over episodes: those left out count as what they are, zeros.
-        share = len(kept["advantages"]) / len(advantages)
-        return share * super()._compute_loss(model, kept)
+        # Episodes of like lengths go together: a third of a mixed batch is padding. The loss is a
+        # mean over episodes, so parts add up; those left out count as what they are, zeros.
+        losses = []
+        for rows in kept["completion_mask"].sum(1).argsort().split(_ALIKE):
+            part = compact(_rows(kept, rows), drop=False)
+            share = len(rows) / len(advantages)
+            if penalty:
+                vain = self.in_vain(part["completion_ids"], part["completion_mask"])
+                part["advantages"] = part["advantages"][:, None] - penalty * vain
+            losses.append(share * super()._compute_loss(model, part))
+        return torch.stack(losses).sum()
 
     def in_vain(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Returns what each token has to do with refused commands, beyond the usual.
@@ -277,6 +284,16 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
             self.progress.seconds = self._seconds_before + time.monotonic() - self._started
             # Last, and in one piece: without this file the checkpoint counts as incomplete.
             write_atomically(folder / PROGRESS_FILE, dataclasses.asdict(self.progress))
+
+
+def _rows(inputs: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
+    batch = len(inputs["advantages"])
+    return {
+        name: value[rows]
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) == batch
+        else value
+        for name, value in inputs.items()
+    }
 
 
 def compact(inputs: dict[str, Any], *, drop: bool) -> dict[str, Any]:
