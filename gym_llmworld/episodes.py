@@ -83,13 +83,34 @@ def write_scenarios(path: str | os.PathLike[str], scenarios: Iterable[Scenario])
     Returns:
         How many.
     """
+    return _write_whole(Path(path), (scenario.to_json() for scenario in scenarios))
+
+
+def write_episodes(path: str | os.PathLike[str], episodes: Iterable[Episode]) -> int:
+    """Writes episodes, all or none: a reader never sees half a file.
+
+    For episodes that can be made again; those that are played are kept by `EpisodeWriter`.
+
+    Args:
+        path: Replaced if it exists, its folder made if need be; gzip when the name ends with
+            ``.gz``.
+        episodes: In the order to keep.
+
+    Returns:
+        How many.
+    """
     target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return _write_whole(target, (episode.to_json() for episode in episodes))
+
+
+def _write_whole(target: Path, rows: Iterable[dict[str, Any]]) -> int:
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     count = 0
     try:
         with draft.open("wb") as raw, _compressed(raw, target) as file:
-            for scenario in scenarios:
-                file.write(_line(scenario.to_json()))
+            for row in rows:
+                file.write(_line(row))
                 count += 1
         draft.replace(target)
     finally:

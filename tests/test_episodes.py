@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from gym_llmworld.episodes import (
     read_rows,
     read_scenarios,
     split_by_scenario,
+    write_episodes,
     write_scenarios,
 )
 from gym_llmworld.errors import DataError
@@ -391,3 +393,19 @@ def test_split_depends_on_the_seed_only() -> None:
 def test_split_refuses_what_is_no_whole(fractions: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="sum to 1"):
         split_by_scenario([episode()], fractions, seed=0)
+
+
+def test_write_episodes_is_all_or_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "made.jsonl"
+    episodes = [episode(number) for number in range(3)]
+    assert write_episodes(target, episodes) == 3
+    assert list(read_episodes(target)) == episodes
+
+    def broken() -> Iterator[Episode]:
+        yield episodes[0]
+        raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        write_episodes(target, broken())
+    assert list(read_episodes(target)) == episodes
+    assert [file.name for file in target.parent.iterdir()] == ["made.jsonl"]

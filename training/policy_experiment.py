@@ -35,7 +35,7 @@ from gym_llmworld.backends import load_backend
 from gym_llmworld.checkpoints import agent_style, embedded_model
 from gym_llmworld.cli_worlds import games_of
 from gym_llmworld.core import Sampling
-from gym_llmworld.episodes import read_episodes
+from gym_llmworld.episodes import read_episodes, write_episodes
 from gym_llmworld.errors import WorldModelError
 from gym_llmworld.llm_agent import LLMAgent, LLMPolicy
 from gym_llmworld.playing import Game, play_games
@@ -43,7 +43,7 @@ from gym_llmworld.policy_prompt import REMINDED, PolicyPrompt
 from gym_llmworld.worlds import get_world
 from gym_llmworld.worlds.alfworld_agents import AlfworldExpert
 from gym_llmworld.worlds.alfworld_explorer import AlfworldExplorer
-from training import policy, renamed
+from training import policy
 from training.card import write_atomically
 from training.config import AGENT, Config
 from training.data import Conversations
@@ -60,6 +60,7 @@ from training.policy_results import (
     summarise,
     table,
 )
+from training.renamed import renamed
 from training.rollouts import real_worlds
 from training.sft import train
 from training.success import Exam
@@ -158,7 +159,8 @@ def _imitate(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
     files = [folder / "teacher.jsonl"]
     if settings.renamed:
         files.append(folder / "renamed.jsonl")
-        renamed.write(list(read_episodes(files[0])), files[1], settings.renamed, seed)
+        taught = list(read_episodes(files[0]))
+        write_episodes(files[1], renamed(taught, settings.renamed, seed))
     trained = train(config, config.read(files), Conversations(), settings.command)
     return {
         "teacher_episodes": report.total.episodes,

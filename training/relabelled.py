@@ -19,7 +19,6 @@ in hand where it is to be looked at. The new scenarios cannot be started in the 
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gym_llmworld.core import Episode, Scenario, Step
-from gym_llmworld.episodes import EpisodeWriter, read_episodes
+from gym_llmworld.episodes import read_episodes, write_episodes
 from gym_llmworld.errors import DataError, WorldModelError
 from gym_llmworld.worlds.alfworld_belief import AlfworldBelief, AlfworldGoal, kind_of
 
@@ -148,6 +147,20 @@ def with_task(episode: Episode, instruction: str) -> Episode:
     )
 
 
+def check_source(episode: Episode) -> None:
+    """Refuses what is not known to be worded by ALFWorld's engine.
+
+    Raises:
+        DataError: The episode is of another world, or imagined.
+    """
+    if episode.scenario.world != "alfworld" or episode.source != "real":
+        raise DataError(
+            f"{episode.scenario.id}: expected real episodes of alfworld, got "
+            f"{episode.source!r} of {episode.scenario.world!r}; in other worlds what is "
+            "answered depends on the task and on names"
+        )
+
+
 def relabelled(episodes: Sequence[Episode], seed: int) -> Iterator[Episode]:
     """Yields every solved episode for which there is another task, with that task.
 
@@ -159,12 +172,7 @@ def relabelled(episodes: Sequence[Episode], seed: int) -> Iterator[Episode]:
         DataError: An episode is of another world, or imagined.
     """
     for episode in episodes:
-        if episode.scenario.world != "alfworld" or episode.source != "real":
-            raise DataError(
-                f"{episode.scenario.id}: expected real episodes of alfworld, got "
-                f"{episode.source!r} of {episode.scenario.world!r}; in other worlds what is "
-                "answered depends on the task"
-            )
+        check_source(episode)
     tasks = Tasks(episode.scenario for episode in episodes)
     for number, episode in enumerate(episodes):
         if not episode.success:
@@ -191,20 +199,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     options = parser().parse_args(argv)
-    draft = options.output.with_name(options.output.name + ".part")
     try:
         episodes = [episode for file in options.data for episode in read_episodes(file)]
-        draft.unlink(missing_ok=True)
-        count = 0
-        # Not durable one by one: the file counts only when all of it is there.
-        with EpisodeWriter(draft, durable=False) as writer:
-            for episode in relabelled(episodes, options.seed):
-                writer.write(episode)
-                count += 1
+        count = write_episodes(options.output, relabelled(episodes, options.seed))
     except (WorldModelError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    os.replace(draft, options.output)
     print(f"{options.output}: {count} of {len(episodes)} episodes")
     return 0
 

@@ -18,7 +18,6 @@ The new scenarios cannot be started in the engine.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import re
 import sys
@@ -28,9 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from gym_llmworld.core import Episode
-from gym_llmworld.episodes import EpisodeWriter, read_episodes
-from gym_llmworld.errors import DataError, WorldModelError
+from gym_llmworld.episodes import read_episodes, write_episodes
+from gym_llmworld.errors import WorldModelError
+from gym_llmworld.worlds.alfworld import listing
 from gym_llmworld.worlds.alfworld_belief import AlfworldBelief, kind_of
+from training.relabelled import check_source
 
 LAMPS = frozenset({"desklamp", "floorlamp"})
 """What these can do is what a task is about; they keep their names."""
@@ -48,13 +49,8 @@ def kinds_of(episodes: Iterable[Episode]) -> list[str]:
     """
     things, places = set[str](), set[str]()
     for episode in episodes:
-        scenario = episode.scenario
-        if scenario.world != "alfworld" or episode.source != "real":
-            raise DataError(
-                f"{scenario.id}: expected real episodes of alfworld, got {episode.source!r} of "
-                f"{scenario.world!r}"
-            )
-        belief = AlfworldBelief.from_hidden(scenario.hidden)
+        check_source(episode)
+        belief = AlfworldBelief.from_hidden(episode.scenario.hidden)
         things.update(map(kind_of, belief.things()))
         places.update(map(kind_of, belief.places))
     return sorted(things - places - LAMPS)
@@ -93,8 +89,7 @@ def with_names(episode: Episode, names: Mapping[str, str], copy: int) -> Episode
 
 
 def _sorted_list(found: re.Match[str]) -> str:
-    things = [f"a {thing}" for thing in sorted(_THING.findall(found[0]), key=_engine_order)]
-    return ", ".join([*things[:-1], f"and {things[-1]}"])
+    return listing(sorted(_THING.findall(found[0]), key=_engine_order))
 
 
 def _engine_order(thing: str) -> tuple[str, int]:
@@ -138,27 +133,6 @@ def renamed(episodes: Sequence[Episode], copies: int, seed: int) -> Iterator[Epi
             yield with_names(episode, dict(zip(kinds, others, strict=True)), copy)
 
 
-def write(episodes: Sequence[Episode], output: Path, copies: int, seed: int) -> int:
-    """Writes `renamed` episodes to a file, which is there only when it is whole.
-
-    Returns:
-        How many.
-
-    Raises:
-        DataError: As `renamed`.
-    """
-    draft = output.with_name(output.name + ".part")
-    draft.unlink(missing_ok=True)
-    count = 0
-    # Not durable one by one: the file counts only when all of it is there.
-    with EpisodeWriter(draft, durable=False) as writer:
-        for episode in renamed(episodes, copies, seed):
-            writer.write(episode)
-            count += 1
-    os.replace(draft, output)
-    return count
-
-
 def parser() -> argparse.ArgumentParser:
     """Builds the command line."""
     built = argparse.ArgumentParser(
@@ -182,7 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         episodes = [episode for file in options.data for episode in read_episodes(file)]
-        count = write(episodes, options.output, options.copies, options.seed)
+        made = renamed(episodes, options.copies, options.seed)
+        count = write_episodes(options.output, made)
     except (WorldModelError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

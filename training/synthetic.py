@@ -30,7 +30,7 @@ from gym_llmworld.agents import Agent
 from gym_llmworld.cli_output import progress_bar
 from gym_llmworld.cli_worlds import agent_maker, world_of
 from gym_llmworld.core import Episode, Scenario
-from gym_llmworld.episodes import EpisodeWriter, episode_key, read_rows
+from gym_llmworld.episodes import EpisodeWriter, episode_key, read_rows, write_episodes
 from gym_llmworld.errors import DataError, WorldModelError
 from gym_llmworld.metrics import Progress
 from gym_llmworld.playing import Game, ImaginedWorlds, play_games
@@ -136,10 +136,7 @@ def imagine(
             f"{len(chosen)}; pass --games with more of them, or ask for fewer --episodes"
         )
     file = folder / _IMAGINED_FILE
-    file.unlink(missing_ok=True)
-    with EpisodeWriter(file) as writer:
-        for episode in chosen:
-            writer.write(episode)
+    write_episodes(file, chosen)
     return file, {
         "episodes": len(played),
         "steps": sum(len(episode.steps) for episode in played.values()),
