@@ -16,7 +16,7 @@ from typing import Any
 
 from gym_llmworld import metrics
 from gym_llmworld.backends.base import Backend, Confirmer
-from gym_llmworld.core import Completion, Episode, Sampling, Scenario
+from gym_llmworld.core import Completion, Episode, Sampling
 from gym_llmworld.errors import BackendError, ContextOverflow
 from gym_llmworld.metrics import Progress, Turn
 from gym_llmworld.protocol import SUCCESS_MARKER, ParseStatus, Protocol
@@ -262,17 +262,17 @@ class _TeacherForcing:
             action=step.action,
             previous=episode.steps[t - 1].observation if t else episode.scenario.observation,
             truth=self.protocol.target(step),
-            prediction=self._read(episode.scenario, answer),
+            prediction=self._read(episode, t, answer),
         )
 
-    def _read(self, scenario: Scenario, answer: Completion | BackendError) -> str | None:
+    def _read(self, episode: Episode, t: int, answer: Completion | BackendError) -> str | None:
         if isinstance(answer, BackendError):
             overflow = isinstance(answer, ContextOverflow)
             self.errors[ParseStatus.CONTEXT.value if overflow else "backend"] += 1
             return None
         self.prompt_tokens += answer.prompt_tokens
         self.cached_tokens += answer.cached_tokens
-        prediction = self.protocol.decode(scenario, answer)
+        prediction = self.protocol.decode(episode.scenario, answer, episode.steps[:t])
         if prediction.status is not ParseStatus.OK:
             self.errors[prediction.status.value] += 1
             return None

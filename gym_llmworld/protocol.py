@@ -165,7 +165,7 @@ class Wording(Interface):
     def read(self, text: str) -> str:
         """Returns the observation that ``text`` stands for, ``text`` itself if it stands for none.
 
-        Never raises, and does not depend on what `write` has noted.
+        ``text`` is the answer to what comes after everything that `write` was told. Never raises.
         """
         ...
 
@@ -325,8 +325,16 @@ class Protocol:
         chat, _ = self._history(episode.scenario, episode.steps, labels=True)
         return tuple(chat)
 
-    def decode(self, scenario: Scenario, completion: Completion) -> Prediction:
-        """Reads a completion in an episode of ``scenario``; never raises."""
+    def decode(
+        self, scenario: Scenario, completion: Completion, steps: Sequence[Step] = ()
+    ) -> Prediction:
+        """Reads a completion; never raises.
+
+        Args:
+            scenario: Where the episode started.
+            completion: The model's.
+            steps: What has happened before the action that it answers, as for `encode`.
+        """
         text, finished = completion.text, completion.finish_reason == "stop"
         if self.reasoning:
             text = reasoned(text) or ""
@@ -337,7 +345,11 @@ class Protocol:
             text = text[: -len(SUCCESS_MARKER)]
         whole = harmless(text)
         if self.wording is not None:
-            whole = self.wording(scenario).read(whole)
+            wording = self.wording(scenario)
+            for step in steps:
+                if (admitted := self.admit(step.action)) is not None:
+                    wording.write(admitted, step.observation)
+            whole = wording.read(whole)
         observation = _without_marker(whole[: self.max_observation_chars])
         if not finished or len(whole) > self.max_observation_chars:
             status = ParseStatus.CUT_OFF if completion.text.strip() else ParseStatus.EMPTY

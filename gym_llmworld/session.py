@@ -149,7 +149,7 @@ class Session:
             return self._outcome(Step(action, self.rejection), ParseStatus.REJECTED, "rule")
         if isinstance(answer, ContextOverflow):
             return self._outcome(Step(action, "", truncated=True), ParseStatus.CONTEXT, "rule")
-        prediction = self.protocol.decode(self.scenario, answer)
+        prediction = self.protocol.decode(self.scenario, answer, self.steps)
         step = Step(
             action=action,
             observation=prediction.observation,

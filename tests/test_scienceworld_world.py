@@ -11,7 +11,7 @@ import pytest
 from gym_llmworld.agents import Agent
 from gym_llmworld.core import Scenario
 from gym_llmworld.errors import ScenarioError
-from gym_llmworld.worlds.scienceworld import LINES, WORLD, canonical
+from gym_llmworld.worlds.scienceworld import WORLD, canonical
 from gym_llmworld.worlds.scienceworld_agents import ScienceworldExpert, ScienceworldExplorer
 
 HALL = (
@@ -59,20 +59,6 @@ def test_engine_context_says_what_will_be_seen_and_nothing_twice() -> None:
         "\ta chest. The chest door is closed. \n"
         "You also see:\n\tA door to the hall (that is closed)\n"
         "Opened:\n\ta chest. The chest door is open. In the chest is: a key.\n"
-        "In your inventory, you see:\n\tan orange\n"
-        "Goals:\n\tfocus on the lamp\n"
-        "Your task is to find a lamp.\n" + HALL
-    )
-
-
-def test_the_numbered_context_says_the_same_with_numbers() -> None:
-    context = WORLD.contexts["numbered"](SCENARIO)
-    assert " @shed #5 a chest. The chest door is open. In the chest is: a key.\n" in context
-    assert LINES.plain(context) == (
-        "This room is called the shed. In it, you see: \n\tthe agent\n"
-        "\ta chest. The chest door is closed. \n"
-        "You also see:\n\tA door to the hall (that is closed)\n"
-        "\ta chest. The chest door is open. In the chest is: a key.\n"
         "In your inventory, you see:\n\tan orange\n"
         "Goals:\n\tfocus on the lamp\n"
         "Your task is to find a lamp.\n" + HALL

@@ -5,13 +5,17 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import random
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from gym_llmworld.core import Scenario
 from gym_llmworld.episodes import write_scenarios
 from gym_llmworld.real.textworld_games import CACHE_VARIABLE, GameSpec
+
+Facts = list[tuple[str, ...]]
 
 SPECS = {
     "treasure_hunter": GameSpec.of("treasure_hunter", 3, {"level": 11}),
@@ -61,3 +65,22 @@ def games() -> str:
     target.parent.mkdir(parents=True)
     write_scenarios(target, scenarios())
     return str(target.parent.parent)
+
+
+def walk(kind: str, seed: int, steps: int = 25) -> Iterator[tuple[str, str, Facts]]:
+    """Plays at random; yields command, observation and what is true then."""
+    from gym_llmworld.real.textworld_engine import Play
+
+    rng = random.Random(seed)
+    play = Play(story(kind))
+    for _ in range(steps):
+        moves = [c for c in play.turn.admissible if c.startswith(("go ", "take ", "open "))]
+        pool = moves if moves and rng.random() < 0.5 else play.turn.admissible
+        command = rng.choice(pool)
+        if command.startswith("eat "):
+            continue
+        turn = play.step(command)
+        yield command, turn.observation, play.facts()
+        if turn.won or turn.lost:
+            break
+    play.close()

@@ -188,7 +188,7 @@ def _arguments(config: PolicyConfig) -> GRPOConfig:
         epsilon=config.epsilon,
         epsilon_high=config.epsilon_high,
         learning_rate=config.learning_rate,
-        lr_scheduler_type="constant",
+        lr_scheduler_type="linear" if config.decay else "constant",
         weight_decay=0.0,
         max_grad_norm=1.0,
         optim="adamw_torch_fused",

@@ -56,8 +56,9 @@ class PolicyConfig:
         "others: credit for a command, where success is credit for an episode",
     )
 
-    learning_rate: float = _option(
-        2e-4, "of AdamW, constant; 1e-6 is usual for billions of weights"
+    learning_rate: float = _option(2e-4, "of AdamW; 1e-6 is usual for billions of weights")
+    decay: int = _option(
+        0, "updates over which the learning rate falls to 0, in a line (0: it is constant)"
     )
     negative: float = _option(
         1.0,
@@ -98,6 +99,11 @@ class PolicyConfig:
             raise ValueError(
                 f"group_size must be >= 2, got {self.group_size}: an episode's advantage is its "
                 "reward compared with the others of its group"
+            )
+        if self.decay and self.decay < self.updates:
+            raise ValueError(
+                f"decay must be 0 or >= updates ({self.updates}), got {self.decay}: nothing would "
+                "be learned once the learning rate is 0"
             )
         if self.temperature <= 0:
             raise ValueError(f"temperature must be > 0 to explore, got {self.temperature}")

@@ -292,6 +292,11 @@ def parser() -> argparse.ArgumentParser:
     add("--minibatches", type=int, default=2, help="per update (default: %(default)s)")
     add("--learning-rate", type=float, default=2e-4, help="of GRPO (default: %(default)s)")
     add(
+        "--decay",
+        action="store_true",
+        help="the learning rate falls to 0 over --updates; otherwise it is constant",
+    )
+    add(
         "--negative", type=float, default=0.0,
         help="weight of episodes that earn less than their group (default: %(default)s)",
     )  # fmt: skip
@@ -325,8 +330,9 @@ def settings_of(options: argparse.Namespace, command: str) -> Settings:
     rl = PolicyConfig(
         model="runs/agent", games=options.games or "", updates=options.updates,
         groups=options.groups, group_size=options.group_size, minibatches=options.minibatches,
-        learning_rate=options.learning_rate, negative=options.negative, max_steps=options.max_steps,
-        refusal_penalty=options.refusal_penalty,
+        learning_rate=options.learning_rate, decay=options.updates if options.decay else 0,
+        negative=options.negative, refusal_penalty=options.refusal_penalty,
+        max_steps=options.max_steps,
         start_episodes=options.start_episodes, middle=options.middle,
         world_model=options.world_model, min_confidence=options.min_confidence,
         guard_action=options.guard_action, guard_threshold=options.guard_threshold, threads=1,

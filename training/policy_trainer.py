@@ -175,6 +175,13 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
             self._policy = self._make_policy(self.accelerator.unwrap_model(self.model))
         return self._policy
 
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """Lets the learning rate fall as the run says, wherever this part of the run ends."""
+        steps = self.config.decay * self.config.minibatches or num_training_steps
+        return super().create_scheduler(steps, optimizer)
+
     def update(self) -> int:
         """Returns the number of the update that is being played or learned from, from 1."""
         return int(self.state.global_step) // self.config.minibatches + 1

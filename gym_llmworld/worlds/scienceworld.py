@@ -7,8 +7,8 @@ Prompt styles that word the hidden state:
   ``gym_llmworld.real.scienceworld_scenarios.game_scenario``.
 * ``engine``, for the embedded models: what looking around will show in each room, word for word,
   what closed containers hold, and the goals; without what a model of the world has no use for.
-* ``numbered``: the same with numbered lines, see `gym_llmworld.worlds.numbered`. The embedded model
-  does not know it yet.
+* ``changes``: the same context; of a room that was described before, the model only writes what is
+  otherwise, see `gym_llmworld.worlds.changes`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functools import partial
 
 from gym_llmworld.core import Scenario
 from gym_llmworld.worlds.base import World
-from gym_llmworld.worlds.numbered import NumberedWording, Pieces, number_all
+from gym_llmworld.worlds.changes import ChangesWording, Pieces
 from gym_llmworld.worlds.scienceworld_agents import SCIENCEWORLD_AGENTS
 
 _DESCRIBED = re.compile(
@@ -38,7 +38,7 @@ _QUALIFIER = re.compile(r"(?:which|currently) ")
 _MAX_DEPTH = 20
 
 
-LINES = Pieces(head=_DESCRIBED, joint="\n\t", begins=re.compile(r"\n\t?"))
+LINES = Pieces(head=_DESCRIBED, between=re.compile(r"\n\t?"), joint="\n\t")
 
 
 def place_of(observation: str) -> str | None:
@@ -76,39 +76,9 @@ def _block(title: str, lines: Sequence[str]) -> str:
     return "\n\t".join([title, *lines]) if lines else ""
 
 
-def numbered_context(scenario: Scenario) -> str:
-    """Words a scenario as `engine_context` does, with numbers in what the rooms show.
-
-    What closed containers hold follows the look of their room, as further lines of it.
-    """
-    hidden, shown = scenario.hidden, scenario.observation
-    goals = _GOAL.findall(hidden["goal"].partition(_OPTIONAL)[0])
-    first = _DESCRIBED.search(shown)
-    task = shown[: first.start()] if first else f"{shown}\n"
-    # The room where the agent is comes last, as in the first observation.
-    rooms = number_all(LINES, first_looks(scenario))
-    parts = [
-        *rooms[:-1],
-        engine_text(hidden["inventory"]),
-        _block("Goals:", goals),
-        task + rooms[-1],
-    ]
-    return "\n".join(part for part in parts if part)
-
-
-def first_looks(scenario: Scenario) -> Iterator[tuple[str, str]]:
-    """Yields of each room its name and what looking around shows at first.
-
-    Behind it stand, as further lines, what its closed containers show when they are open. The room
-    where the agent is comes last.
-    """
-    here = place_of(scenario.observation)
-    rooms = scenario.hidden.get("rooms", ())
-    for room in sorted(rooms, key=lambda room: LINES.described(room["look"]) == here):
-        place = LINES.described(room["look"])
-        if place is not None:
-            lines = [engine_text(line) for line in room["opened"]]
-            yield place, "\n\t".join([engine_text(room["look"]), *lines])
+def _first_looks(scenario: Scenario) -> Iterator[str]:
+    """Yields what looking around shows in each room at first."""
+    yield from (engine_text(room["look"]) for room in scenario.hidden.get("rooms", ()))
 
 
 def word2world_context(scenario: Scenario) -> str:
@@ -193,12 +163,10 @@ WORLD = World(
     rejection="No known action matches that input.",
     contexts={
         "engine": engine_context,
-        "numbered": numbered_context,
+        "changes": engine_context,
         "word2world": word2world_context,
     },
-    wordings={
-        "numbered": partial(NumberedWording, place=place_of, pieces=LINES, known=first_looks)
-    },
+    wordings={"changes": partial(ChangesWording, place=place_of, pieces=LINES, known=_first_looks)},
     agents=SCIENCEWORLD_AGENTS,
     real_entry_point="gym_llmworld.real.scienceworld_env:ScienceWorldEnv",
     games_module="gym_llmworld.real.scienceworld_scenarios",

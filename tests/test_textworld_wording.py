@@ -1,0 +1,146 @@
+"""TextWorld as facts: every room of the real engine is told by what can change, and read back."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+pytest.importorskip("textworld", reason="needs the textworld extra")
+
+from gym_llmworld.core import Scenario
+from gym_llmworld.worlds.textworld import WORLD
+from gym_llmworld.worlds.textworld_wording import Fact, FactsWording, Template
+from tests.textworld_shared import SPECS, scenario, walk
+
+HIDDEN = {
+    "player": "hall",
+    "rooms": [
+        {
+            "name": "hall",
+            "text": "A hall. You see a [box locked:locked|box open:open|closed] box."
+            "[box open, full: It holds <box>.][box open, empty: It is empty!] And [desk full:<desk>"
+            " on a desk][desk empty:a bare desk].\n\nThere is [gate open:an open|a closed] gate.",
+            "exits": {"east": "shed"},
+            "doors": {"east": "gate"},
+        },
+        {"name": "shed", "text": "A shed.", "exits": {"west": "hall"}, "doors": {"west": "gate"}},
+    ],
+    "doors": [
+        {"name": "gate", "state": "locked", "text": "A gate. [open:Open|closed:Shut|Locked]."}
+    ],
+    "things": [
+        {
+            "name": "box",
+            "type": "c",
+            "where": ["at", "hall"],
+            "states": ["closed"],
+            "text": "A box.",
+        },
+        {"name": "desk", "type": "s", "where": ["at", "hall"], "states": [], "text": "The <noun>."},
+        {"name": "egg", "type": "f", "where": ["in", "box"], "states": ["edible"], "text": "Yum."},
+        {"name": "key", "type": "k", "where": ["in", "I"], "states": [], "text": "A key."},
+    ],
+    "keys": {"key": "gate"},
+    "quests": [{"points": 1, "win": [[["on", "egg", "desk"]]], "lose": [[["eaten", "egg"]]]}],
+}
+FIRST = "-= Hall =-\nA hall. You see a closed box. And a bare desk.\n\nThere is a closed gate."
+SCENARIO = Scenario("x", "textworld", "train", "Eat.", f"Eat.\n\n{FIRST}", (), HIDDEN)
+
+
+def wording() -> FactsWording:
+    return FactsWording(SCENARIO)
+
+
+def test_the_context_tells_all_that_can_change() -> None:
+    assert WORLD.contexts["facts"](SCENARIO) == (
+        "go east @hall\nIn @shed gate\ngo west @shed\nIn @hall gate\n\n"
+        "In @hall box closed; desk: nothing; gate closed; floor: nothing\n"
+        "In @shed floor: nothing\n\n"
+        "carried: a key\ngate locked\nbox closed: an egg\negg edible\nkey opens gate\n\n"
+        "+1: egg on desk\nlost: egg eaten\n\n"
+        "You are in the hall. Eat."
+    )
+
+
+@pytest.mark.parametrize(
+    ("action", "observation", "told"),
+    [
+        ("look", FIRST, "In @hall box closed; desk: nothing; gate closed; floor: nothing"),
+        (
+            "look",
+            "-= Hall =-\nA hall. You see a open box. It holds an egg and a key. And a cup on a "
+            "desk.\n\nThere is an open gate.\n\nThere is a rat on the floor."
+            "\n\nYour score has just gone up by one point.",
+            "In @hall box open: an egg and a key; desk: a cup; gate open; floor: a rat"
+            "\n\nYour score has just gone up by one point.",
+        ),
+        ("look", FIRST.replace("closed box", "locked box"),
+         "In @hall box locked; desk: nothing; gate closed; floor: nothing"),
+        ("examine gate", "A gate. Locked.", "See gate locked"),
+        ("examine desk", "The desk.", "See desk: nothing"),
+        (
+            "examine desk",
+            "The desk.\n\nOn the desk are an egg and a key.",
+            "See desk: an egg and a key",
+        ),
+        ("x box", "A box.\n\nIn the box is an egg.", "See box: an egg"),
+        ("examine fried egg", "Yum.", "See egg"),
+        # These are no descriptions that the context knows.
+        ("examine egg", "You can't see any such thing.", "You can't see any such thing."),
+        ("look", "-= Hall =-\nA changed hall.", "-= Hall =-\nA changed hall."),
+        ("look", "-= Cave =-\nA cave.", "-= Cave =-\nA cave."),
+    ],
+)  # fmt: skip
+def test_what_can_change_is_told_and_read_back(action: str, observation: str, told: str) -> None:
+    assert wording().write(action, observation) == told
+    assert wording().read(told) == observation
+
+
+@pytest.mark.parametrize(
+    "made_up",
+    [
+        "In @cave floor: nothing",
+        "In @hall",
+        "In @hall box",
+        "In @hall chest closed; floor: nothing",
+        "In @hall box ajar; floor: nothing",
+        "In @hall box closed; box open; floor: nothing",
+        "See unicorn",
+        "See box; desk",
+        "See",
+        "See ",
+        "In @",
+    ],
+)
+def test_facts_that_a_model_made_up_never_raise(made_up: str) -> None:
+    read = wording().read(made_up)
+    # What is left out reads as what the template says without it.
+    assert read == made_up or read.startswith("-= Hall =-\nA hall. You see a closed box.")
+
+
+def test_a_template_without_conditions_about_others() -> None:
+    template = Template("It is [open:open|closed:shut|locked].", "box")
+    assert template.match("It is shut.") == {"box": Fact("closed")}
+    assert template.match("It is locked.") == {"box": Fact("locked")}
+    assert template.match("It is gone.") is None
+    assert template.render({"box": Fact("open")}) == "It is open."
+    assert template.render({}) == "It is locked."
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_rooms_of_the_engine_are_told_by_facts(kind: str) -> None:
+    rooms = 0
+    for seed in range(3):
+        episode = FactsWording(scenario(kind))
+        for command, observation, _ in itertools.islice(walk(kind, seed), 25):
+            told = episode.write(command, observation)
+            assert FactsWording(scenario(kind)).read(told) == observation
+            if observation.startswith("-= "):
+                rooms += 1
+                assert told.startswith("In @")
+                assert told.partition("\n")[0].endswith(("nothing", *"abcdefghijklmnopqrstuvwxyz"))
+    assert rooms
+    context = WORLD.contexts["facts"](scenario(kind))
+    assert "-= " not in context
+    assert len(context) < 4000
