@@ -33,7 +33,10 @@ from training.trainer import PROGRESS_FILE
 GOOD_FOLDER = "good"
 _ALIKE = 4
 """Episodes per forward pass of the loss."""
-_METRICS = ("loss", "grad_norm", "entropy", "kl", "clip_ratio/region_mean", "frac_reward_zero_std")
+_METRICS = (
+    "loss", "learning_rate", "grad_norm", "entropy", "kl", "clip_ratio/region_mean",
+    "frac_reward_zero_std",
+)  # fmt: skip
 
 
 @dataclass

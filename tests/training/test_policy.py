@@ -112,17 +112,24 @@ def test_it_learns_what_is_rewarded(agent: Path, tmp_path: Path) -> None:
     assert not same(agent, tmp_path)
 
 
-def test_a_run_that_goes_on_is_the_run_that_was_never_stopped(agent: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("decay", [0, 5])
+def test_a_run_that_goes_on_is_the_run_that_was_never_stopped(
+    decay: int, agent: Path, tmp_path: Path
+) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    policy.run(config(agent, whole, updates=4, minibatches=2))
-    policy.run(config(agent, parts, updates=2, minibatches=2))
+    learned = policy.run(config(agent, whole, updates=4, minibatches=2, decay=decay))
+    # An update's row has the learning rate of its last optimiser step.
+    falls = [0.9, 0.7, 0.5, 0.3] if decay else [1.0] * 4
+    rates = [row["learning_rate"] for row in learned.rows]
+    assert rates == pytest.approx([1e-3 * share for share in falls])
+    policy.run(config(agent, parts, updates=2, minibatches=2, decay=decay))
     # What a kill leaves behind: a line of an update that no checkpoint has, and half a line.
     with (parts / policy.LOG_FILE).open("a") as file:
         file.write('{"update": 3, "success": 1.0}\n{"update": 4, "suc')
-    policy.run(config(agent, parts, updates=4, minibatches=2))
+    policy.run(config(agent, parts, updates=4, minibatches=2, decay=decay))
     assert rows(parts) == rows(whole)
     assert same(parts, whole)
-    again = policy.run(config(agent, parts, updates=4, minibatches=2))
+    again = policy.run(config(agent, parts, updates=4, minibatches=2, decay=decay))
     assert len(again.rows) == 4
     assert same(parts, whole)
 
@@ -229,6 +236,7 @@ def test_a_summary_of_nothing_done_is_no_error() -> None:
         ({"env": "CartPole-v1"}, "unknown --env 'CartPole-v1'"),
         ({"min_confidence": 1.0}, r"min_confidence must be in \[0, 1\)"),
         ({"updates": 0}, "updates must be >= 1"),
+        ({"updates": 9, "decay": 8}, r"decay must be 0 or >= updates \(9\), got 8"),
     ],
 )
 def test_runs_that_cannot_end_well_are_refused(changes: dict[str, Any], message: str) -> None:
