@@ -119,8 +119,7 @@ class ChangesWording(Placed):
         changes = self._changes(last, description)
         if changes is None:
             return None
-        told = (f"\n- {old}" * bool(old) + f"\n+ {new}" * bool(new) for old, new in changes)
-        return f"In @{place}{''.join(told)}{tail}"
+        return f"In @{place}{''.join(_told(*change) for change in changes)}{tail}"
 
     def _changes(self, last: str, now: str) -> list[Change] | None:
         """Returns what to exchange in the last description; None if that cannot be said."""
@@ -170,6 +169,10 @@ class ChangesWording(Placed):
             for text in self._known:
                 self._note(text)
         return self._last
+
+
+def _told(old: str, new: str) -> str:
+    return (f"\n- {old}" if old else "") + (f"\n+ {new}" if new else "")
 
 
 def _parsed(changes: str) -> list[Change]:
