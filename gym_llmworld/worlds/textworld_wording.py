@@ -4,10 +4,14 @@ Most of what a room shows never changes: only what lies where, and which doors a
 With hidden context the generator's templates are known, so the model writes where it is and how
 things stand, in the words of the map, and `FactsWording.read` puts them into the room's sentences::
 
-    In @pantry table: a candy bar; portal closed; gateway open; floor: nothing
+    go east @hall @pantry
+    In @pantry; table: a candy bar; portal closed; gateway open; floor: nothing
 
-What is examined is worded alike, ``See table: a candy bar``. Nothing here knows what an action does
-or where an exit leads.
+Small models continue what they find by its last two tokens. So the way comes first, as on the map,
+where the room that it leads to stands behind it; and what is opened or closed is told a second time
+as a room will tell it, ``You open gateway.`` and ``; gateway open``. What is examined is worded
+alike, ``See table: a candy bar``. Nothing here knows where an exit leads or what an action does: it
+was all said in the observation, or in the one before.
 """
 
 from __future__ import annotations
@@ -44,6 +48,12 @@ _ROOM = re.compile(
 _SEEN = re.compile(r"(?P<body>.*?)(?P<tail>\n+(?:Your score has |\*\*\* ).*)?", re.DOTALL)
 _SHORT = re.compile(r"In @(?P<told>[^\n]+)(?P<tail>(?:\n.*)?)", re.DOTALL)
 _SHORT_SEEN = re.compile(r"See (?P<fact>[^\n]+)(?P<tail>(?:\n.*)?)", re.DOTALL)
+_WAY = re.compile(r"go [^@\n]+ @[^@\n]+ @[^@\n]+\n(?=In @)")
+_TURNED = re.compile(
+    r"You (?P<verb>open|close) (?:the )?(?P<name>.+?)(?:, revealing (?P<held>[^\n]+))?\."
+    r"(?P<tail>(?:\n.*)?)", re.DOTALL,
+)  # fmt: skip
+_AGAIN = re.compile(r"(?<=\.)\n; [^\n]+")
 _HOLDS = r"\n\n(?:In|On) the %s (?:is|are) ([^\n]+)\."
 _EXAMINED = re.compile(r"(?:examine|x|look at) (?P<name>.+)")
 
@@ -209,17 +219,32 @@ class FactsWording(Placed):
 
     def write(self, action: str, observation: str) -> str:
         """Returns how things stand in the room that is shown, or with what is examined."""
+        before = self._latest
         super().write(action, observation)
         short = self._room(observation) or self._seen(action, observation)
+        if short is None:
+            short = self._turned(observation)
+        elif short.startswith("In ") and action.startswith("go ") and before:
+            short = f"{action} @{before} @{self._latest}\n{short}"
         return short if short and self.read(short) == observation else observation
 
     def read(self, text: str) -> str:
         """Returns the observation that facts stand for, other text as it is."""
-        if match := _SHORT.fullmatch(text):
+        if match := _SHORT.fullmatch(_WAY.sub("", text, count=1)):
             return self._read_room(match) or text
         if match := _SHORT_SEEN.fullmatch(text):
             return self._read_seen(match) or text
-        return text
+        return _AGAIN.sub("", text, count=1) if text.startswith("You ") else text
+
+    def _turned(self, observation: str) -> str | None:
+        match = _TURNED.fullmatch(observation)
+        if match is None or match["name"] not in self._nouns:
+            return None
+        opened = match["verb"] == "open"
+        holder = opened and self._nouns[match["name"]].get("type") in FIXTURES
+        fact = Fact("open" if opened else "closed", (match["held"] or _NOTHING) if holder else None)
+        told = observation[: len(observation) - len(match["tail"])]
+        return f"{told}\n; {fact.told(match['name'])}{match['tail']}"
 
     def _room(self, observation: str) -> str | None:
         match = _ROOM.fullmatch(observation)
@@ -231,18 +256,16 @@ class FactsWording(Placed):
         if facts is None:
             return None
         facts[_FLOOR] = Fact(held=match["floor"] or _NOTHING)
-        told = "; ".join(fact.told(noun) for noun, fact in facts.items() if fact != Fact())
-        return f"In @{room['name'].lower()} {told}{match['tail'] or ''}"
+        told = "".join(f"; {fact.told(noun)}" for noun, fact in facts.items() if fact != Fact())
+        return f"In @{room['name'].lower()}{told}{match['tail'] or ''}"
 
     def _read_room(self, match: re.Match[str]) -> str | None:
-        # Names of rooms have blanks, too: the longest that is known.
-        known = [name for name in self._rooms if f"{match['told']} ".startswith(f"{name} ")]
-        if not known:
+        place, _, told = match["told"].partition("; ")
+        room = self._rooms.get(place)
+        if room is None:
             return None
-        place = max(known, key=len)
-        room = self._rooms[place]
         template = _template(room["text"].strip())
-        facts = _read_facts(match["told"][len(place) :].strip(), [*template.nouns, _FLOOR])
+        facts = _read_facts(told, [*template.nouns, _FLOOR])
         if facts is None:
             return None
         floor = facts.pop(_FLOOR, Fact()).held or _NOTHING
@@ -319,8 +342,9 @@ def facts_context(scenario: Scenario) -> str:
 def _ways(room: Mapping[str, Any]) -> Iterator[str]:
     """Words the map in the words of the chat: the action with its place, then where it leads."""
     for way, other in room["exits"].items():
-        yield f"go {way} @{room['name'].lower()}"
-        yield f"In @{other.lower()} {room['doors'].get(way, '.')}"
+        door = room["doors"].get(way)
+        told = f"go {way} @{room['name'].lower()} @{other.lower()}"
+        yield f"{told}; {door}" if door else told
 
 
 def _inventory(hidden: Mapping[str, Any]) -> Iterator[str]:
