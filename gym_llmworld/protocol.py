@@ -326,7 +326,7 @@ class Protocol:
         return tuple(chat)
 
     def decode(
-        self, scenario: Scenario, completion: Completion, steps: Sequence[Step] = ()
+        self, scenario: Scenario, completion: Completion, steps: Sequence[Step]
     ) -> Prediction:
         """Reads a completion; never raises.
 
@@ -344,14 +344,17 @@ class Protocol:
         if success:
             text = text[: -len(SUCCESS_MARKER)]
         whole = harmless(text)
-        if self.wording is not None:
+        too_long = len(whole) > self.max_observation_chars
+        if self.wording is not None and not too_long:
             wording = self.wording(scenario)
             for step in steps:
                 if (admitted := self.admit(step.action)) is not None:
                     wording.write(admitted, step.observation)
-            whole = wording.read(whole)
+            # What stood around something that `read` leaves out may be a token now.
+            whole = harmless(wording.read(whole))
+            too_long = len(whole) > self.max_observation_chars
         observation = _without_marker(whole[: self.max_observation_chars])
-        if not finished or len(whole) > self.max_observation_chars:
+        if not finished or too_long:
             status = ParseStatus.CUT_OFF if completion.text.strip() else ParseStatus.EMPTY
             return Prediction(observation, False, status, self.confidence(completion))
         if not observation.strip():

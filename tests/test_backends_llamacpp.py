@@ -148,6 +148,6 @@ class TestLlamaCpp:
                 chat = protocol.encode(scenario, steps, action)
                 [answer] = ask(hf, [chat], Sampling(max_tokens=120))
                 same(ask(shared, [chat], Sampling(max_tokens=120)), [answer])
-                observation = protocol.decode(scenario, answer).observation
+                observation = protocol.decode(scenario, answer, ()).observation
                 steps.append(Step(action, observation))
         shared.close()

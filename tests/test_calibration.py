@@ -256,8 +256,8 @@ def test_a_calibration_survives_its_file(tmp_path: Path) -> None:
     assert read_calibration(str(tmp_path), "plain") == EXAMPLE
     protocol = calibrated(PROTOCOL, str(tmp_path))
     one = completion(-1.0)
-    assert protocol.decode(SCENE, one).confidence == EXAMPLE.confidence(one)
-    assert PROTOCOL.decode(SCENE, one).confidence == sequence_probability(one)
+    assert protocol.decode(SCENE, one, ()).confidence == EXAMPLE.confidence(one)
+    assert PROTOCOL.decode(SCENE, one, ()).confidence == sequence_probability(one)
     assert calibrated(PROTOCOL, "owner/name") is PROTOCOL
 
 

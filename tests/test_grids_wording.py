@@ -34,7 +34,7 @@ def test_nothing_is_lost(key: str, board: str) -> None:
             labels = protocol.conversation(episode)[2::2]
             asked = [step for step in episode.steps if protocol.admit(step.action) is not None]
             for step, label in zip(asked, labels, strict=True):
-                read = protocol.decode(scenario, Completion(label.content, "stop"))
+                read = protocol.decode(scenario, Completion(label.content, "stop"), ())
                 assert read.observation == step.observation
                 assert read.success == (step.reward > 0)
                 short += len(label.content) < len(step.observation) / 2
@@ -129,9 +129,9 @@ def test_a_board_of_more_than_ten_columns() -> None:
 def test_a_claim_on_the_board_is_no_success() -> None:
     """Only the marker at the end is, as everywhere."""
     protocol = get_world("frozenlake").protocol("engine")
-    read = protocol.decode(lake(), Completion("(0,3)√ (0,0)_ 7", "stop"))
+    read = protocol.decode(lake(), Completion("(0,3)√ (0,0)_ 7", "stop"), ())
     assert "√" in read.observation
     assert not read.success
-    marked = protocol.decode(lake(), Completion("(0,3)√ (0,0)_ 7 [SUCCESS]", "stop"))
+    marked = protocol.decode(lake(), Completion("(0,3)√ (0,0)_ 7 [SUCCESS]", "stop"), ())
     assert marked.success
     assert re.sub(r"\s", "", marked.observation) == re.sub(r"\s", "", read.observation)

@@ -89,9 +89,9 @@ def test_the_cover_ends_an_episode() -> None:
     for going_on in ("", "START", NO_CHANGE, over.replace("New", "Updated"), over[:-30]):
         assert not is_over(going_on)
     scenario, protocol = shipped()[0], WORLD.protocol("engine")
-    lost = protocol.decode(scenario, Completion(over, "stop"))
+    lost = protocol.decode(scenario, Completion(over, "stop"), ())
     assert (lost.over, lost.success) == (True, False)
-    won = protocol.decode(scenario, Completion(over + " [SUCCESS]", "stop"))
+    won = protocol.decode(scenario, Completion(over + " [SUCCESS]", "stop"), ())
     assert (won.over, won.success) == (True, True)
 
 

@@ -370,11 +370,13 @@ def test_players_bear_with_nonsense() -> None:
 def test_what_a_model_may_end() -> None:
     protocol = WORLD.protocol("engine")
     text = '{"modified": [], "removed": [], "score": {"score": 0, "gameOver": %s, "gameWon": %s}}'
-    lost = protocol.decode(shipped()[0], Completion(text % ("true", "false"), "stop"))
+    lost = protocol.decode(shipped()[0], Completion(text % ("true", "false"), "stop"), ())
     assert (lost.over, lost.success) == (True, False)
-    claimed = protocol.decode(shipped()[0], Completion(text % ("true", "true"), "stop"))
+    claimed = protocol.decode(shipped()[0], Completion(text % ("true", "true"), "stop"), ())
     assert (claimed.over, claimed.success) == (True, False)
-    won = protocol.decode(shipped()[0], Completion(text % ("true", "true") + " [SUCCESS]", "stop"))
+    won = protocol.decode(
+        shipped()[0], Completion(text % ("true", "true") + " [SUCCESS]", "stop"), ()
+    )
     assert (won.over, won.success) == (True, True)
     for odd in ("", "{}", "[]", '{"score": 3}', "[" * 9999, '{"score": {"gameOver": "true"}}'):
         assert not is_over(odd)

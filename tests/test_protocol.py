@@ -157,15 +157,15 @@ def test_rejected_actions_leave_no_trace_in_the_chat() -> None:
     ],
 )
 def test_decode(text: str, prediction: Prediction) -> None:
-    assert protocol().decode(SCENARIO, finished(text)) == prediction
+    assert protocol().decode(SCENARIO, finished(text), ()) == prediction
 
 
 def test_a_cut_off_completion_never_succeeds() -> None:
-    cut = protocol().decode(SCENARIO, Completion("You win. [SUCCESS]", "length"))
+    cut = protocol().decode(SCENARIO, Completion("You win. [SUCCESS]", "length"), ())
     assert (cut.success, cut.status) == (False, ParseStatus.CUT_OFF)
     # What was seen has to be a possible label, or such an episode could not be trained on.
     assert protocol().target(Step("a", cut.observation, truncated=True)) == "You win."
-    endless = protocol().decode(SCENARIO, finished("x" * 100_000 + SUCCESS_MARKER))
+    endless = protocol().decode(SCENARIO, finished("x" * 100_000 + SUCCESS_MARKER), ())
     assert (endless.success, endless.status) == (False, ParseStatus.CUT_OFF)
     assert len(endless.observation) == protocol().max_observation_chars
 
@@ -176,7 +176,7 @@ def test_a_cut_off_completion_never_succeeds() -> None:
 @pytest.mark.parametrize("solved", [False, True])
 def test_decode_inverts_target(observation: str, solved: bool) -> None:
     step = Step("a", observation, reward=float(solved), terminated=solved)
-    prediction = protocol().decode(SCENARIO, finished(protocol().target(step)))
+    prediction = protocol().decode(SCENARIO, finished(protocol().target(step)), ())
     assert (prediction.observation, prediction.success) == (observation, solved)
 
 
@@ -215,25 +215,27 @@ def test_ordinary_actions_are_only_stripped(action: str) -> None:
 
 
 def test_unknown_names_say_what_exists() -> None:
-    with pytest.raises(CheckpointError, match="expected one of engine, nocontents, word2world"):
+    with pytest.raises(CheckpointError, match="expected one of engine, nocontents, told"):
         protocol("qwen")
     with pytest.raises(ScenarioError, match="expected one of alfworld"):
         get_world("zork")
 
 
 def test_confidence_is_the_probability_of_the_completion() -> None:
-    prediction = protocol().decode(SCENARIO, Completion("x", "stop", logprobs=(-0.5, -0.25)))
+    prediction = protocol().decode(SCENARIO, Completion("x", "stop", logprobs=(-0.5, -0.25)), ())
     assert prediction.confidence == 0.4724
     # Rounding errors of a backend may sum up to more than certainty.
-    assert protocol().decode(SCENARIO, Completion("x", "stop", logprobs=(1e-6,))).confidence == 1.0
-    assert protocol().decode(SCENARIO, finished("x")).confidence is None
+    assert (
+        protocol().decode(SCENARIO, Completion("x", "stop", logprobs=(1e-6,)), ()).confidence == 1.0
+    )
+    assert protocol().decode(SCENARIO, finished("x"), ()).confidence is None
     # Servers send what they like; nonsense must not pass for certainty.
     assert (
-        protocol().decode(SCENARIO, Completion("x", "stop", logprobs=(-math.inf,))).confidence
+        protocol().decode(SCENARIO, Completion("x", "stop", logprobs=(-math.inf,)), ()).confidence
         == 0.0
     )
     assert (
-        protocol().decode(SCENARIO, Completion("x", "stop", logprobs=(math.nan,))).confidence
+        protocol().decode(SCENARIO, Completion("x", "stop", logprobs=(math.nan,)), ()).confidence
         is None
     )
 
@@ -241,7 +243,7 @@ def test_confidence_is_the_probability_of_the_completion() -> None:
 @pytest.mark.parametrize("text", ["x", "", "x" * 100_000])
 def test_another_judge_of_confidence_is_asked_about_every_answer(text: str) -> None:
     judged = dataclasses.replace(protocol(), confidence=lambda completion: 0.25)
-    assert judged.decode(SCENARIO, finished(text)).confidence == 0.25
+    assert judged.decode(SCENARIO, finished(text), ()).confidence == 0.25
 
 
 @pytest.mark.parametrize(
@@ -254,10 +256,10 @@ def test_another_judge_of_confidence_is_asked_about_every_answer(text: str) -> N
 )
 def test_an_ending_of_the_world_is_no_success(text: str, over: bool, success: bool) -> None:
     protocol = Protocol("test", lambda scenario: "", ends=lambda shown: shown == "You lost!")
-    prediction = protocol.decode(SCENARIO, Completion(text, "stop"))
+    prediction = protocol.decode(SCENARIO, Completion(text, "stop"), ())
     assert (prediction.over, prediction.success) == (over, success)
     # What was cut off is truncated, not ended.
-    assert not protocol.decode(SCENARIO, Completion(text, "length")).over
+    assert not protocol.decode(SCENARIO, Completion(text, "length"), ()).over
 
 
 # --- reasoning -----------------------------------------------------------------------------------
@@ -303,7 +305,7 @@ def test_a_reasoning_style_asks_for_thoughts_and_keeps_none() -> None:
 def test_only_the_next_state_counts(
     text: str, finish: FinishReason, prediction: Prediction
 ) -> None:
-    assert thinking().decode(SCENARIO, Completion(text, finish)) == prediction
+    assert thinking().decode(SCENARIO, Completion(text, finish), ()) == prediction
 
 
 def test_episodes_are_no_labels_of_a_reasoning_style() -> None:

@@ -13,7 +13,7 @@ from gymnasium.error import InvalidAction, ResetNeeded
 pytest.importorskip("scienceworld", reason="pip install 'gym-llmworld[scienceworld]'")
 
 from gym_llmworld.collection import play
-from gym_llmworld.core import Scenario
+from gym_llmworld.core import Completion, Scenario, Step
 from gym_llmworld.errors import DataError, EngineError, ScenarioError
 from gym_llmworld.real.scienceworld_engine import Game
 from gym_llmworld.real.scienceworld_env import ScienceWorldEnv
@@ -90,6 +90,35 @@ def test_the_expert_solves_the_task(env: ScienceWorldEnv, scenario: Scenario) ->
     assert (info["won"], info["score"]) == (True, 100.0)
     with pytest.raises(ResetNeeded):
         env.step("look around")
+
+
+def test_rooms_of_the_engine_are_told_by_changes(env: ScienceWorldEnv, scenario: Scenario) -> None:
+    protocol = WORLD.protocol("changes")
+    assert protocol.wording is not None
+    episode = protocol.wording(scenario)
+    env.reset(options={"scenario": SHORT})
+    told, steps = list[str](), list[Step]()
+    for action in (
+        "look around",
+        "open door to hallway",
+        "pick up wood cup containing red paint",
+        "look around",
+        "go to hallway",
+        "look around",
+        "look at hallway",
+    ):
+        observation = env.step(action)[0]
+        told.append(episode.write(action, observation))
+        answer = Completion(told[-1], "stop")
+        assert protocol.decode(scenario, answer, steps).observation == observation
+        steps.append(Step(action, observation))
+    assert told[0] == "In @art studio"
+    assert "\n- A door to the hallway (that is closed)" in told[3]
+    assert "\n+ A door to the hallway (that is open)" in told[3]
+    assert told[3].startswith("In @art studio\n- ")
+    assert told[4] == "You move to the hallway."
+    assert told[5].startswith("In @hallway\n- A door to the art studio (that is closed)\n+ ")
+    assert told[6] == "In @hallway"
 
 
 def test_a_failed_task_terminates_without_reward(env: ScienceWorldEnv) -> None:

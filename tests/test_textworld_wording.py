@@ -11,6 +11,7 @@ pytest.importorskip("textworld", reason="needs the textworld extra")
 
 from gym_llmworld.core import Scenario
 from gym_llmworld.worlds.textworld import WORLD
+from gym_llmworld.worlds.textworld_text import place_of
 from gym_llmworld.worlds.textworld_wording import Fact, FactsWording, Template
 from tests.textworld_shared import SPECS, scenario, walk
 
@@ -117,6 +118,7 @@ def test_what_can_change_is_told_and_read_back(action: str, observation: str, to
         "In @hall; chest closed; floor: nothing",
         "In @hall; box ajar; floor: nothing",
         "In @hall; box closed; box open; floor: nothing",
+        "In @hall; floor: nothing\nso\ngo a @b @c\nIn @d",
         "See unicorn",
         "See box; desk",
         "See",
@@ -124,10 +126,20 @@ def test_what_can_change_is_told_and_read_back(action: str, observation: str, to
         "In @",
     ],
 )
-def test_facts_that_a_model_made_up_never_raise(made_up: str) -> None:
-    read = wording().read(made_up)
-    # What is left out reads as what the template says without it.
-    assert read == made_up or read.startswith("-= Hall =-\nA hall. You see a closed box.")
+def test_facts_that_a_model_made_up_are_read_as_they_stand(made_up: str) -> None:
+    if made_up == "In @hall; box":
+        # What is left out reads as the template has it without.
+        assert wording().read(made_up).startswith("-= Hall =-\nA hall. You see a closed box.")
+    elif "\nso\n" in made_up:
+        assert wording().read(made_up).endswith("\nso\ngo a @b @c\nIn @d")
+    else:
+        assert wording().read(made_up) == made_up
+
+
+def test_a_stutter_does_not_take_long() -> None:
+    for text in ("-= Hall =-\n" + "\n" * 8000, "go " * 2700, FIRST + " on a desk" * 700):
+        assert wording().write("look", text) == text
+        assert wording().read(text) == text
 
 
 def test_a_template_without_conditions_about_others() -> None:
@@ -165,3 +177,21 @@ def test_a_way_is_told_as_the_map_tells_it() -> None:
     assert wording().read(told) == shed
     assert episode.write("look", shed) == "In @shed; floor: nothing"
     assert episode.write("go up", "You can't go that way.") == "You can't go that way."
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_rooms_of_the_engine_are_told_by_changes(kind: str) -> None:
+    protocol = WORLD.protocol("changes")
+    again = 0
+    for seed in range(3):
+        assert protocol.wording is not None
+        episode = protocol.wording(scenario(kind))
+        seen = {place_of(scenario(kind).observation)}
+        for command, observation, _ in walk(kind, seed):
+            told = episode.write(command, observation)
+            place = place_of(observation)
+            if place is not None:
+                again += place in seen
+                assert told.startswith(f"In @{place}" if place in seen else "-= ")
+                seen.add(place)
+    assert again

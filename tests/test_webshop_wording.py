@@ -41,7 +41,7 @@ def test_every_page_of_the_engine_comes_back(style: str) -> None:
         steps = [step for step in episode.steps if protocol.admit(step.action)]
         labels = [m for m in protocol.conversation(episode) if m.role == "assistant"]
         for step, label in zip(steps, labels, strict=True):
-            read = protocol.decode(episode.scenario, Completion(label.content, "stop"))
+            read = protocol.decode(episode.scenario, Completion(label.content, "stop"), ())
             assert read.observation == step.observation
             assert read.success == (step.terminated and step.reward > 0)
             assert len(label.content) < len(step.observation)
@@ -122,19 +122,19 @@ def test_odd_pages_come_back_or_stay_as_they_are(page: str) -> None:
     ],
 )
 def test_what_is_no_short_form_is_taken_as_it_is(text: str) -> None:
-    read = WORLD.protocol("nocatalog").decode(BARE, Completion(text, "stop"))
+    read = WORLD.protocol("nocatalog").decode(BARE, Completion(text, "stop"), ())
     assert (read.observation, read.status, read.over) == (text, ParseStatus.OK, False)
 
 
 def test_a_short_form_ends_no_episode_with_success_by_itself() -> None:
     protocol = WORLD.protocol("nocatalog")
     bought = "bought row 1 B1 row 1 none 1.0"
-    lost = protocol.decode(BARE, Completion(bought, "stop"))
+    lost = protocol.decode(BARE, Completion(bought, "stop"), ())
     assert (lost.success, lost.over) == (False, True)
     assert lost.observation == done_page("B1", "{}", 1.0)
-    won = protocol.decode(BARE, Completion(bought + SUCCESS_MARKER, "stop"))
+    won = protocol.decode(BARE, Completion(bought + SUCCESS_MARKER, "stop"), ())
     assert (won.success, won.over) == (True, True)
-    assert not protocol.decode(BARE, Completion(bought + SUCCESS_MARKER, "length")).success
+    assert not protocol.decode(BARE, Completion(bought + SUCCESS_MARKER, "length"), ()).success
 
 
 def test_a_page_that_was_made_up_still_makes_a_chat() -> None:

@@ -94,6 +94,8 @@ def tokenize(
             f"the chat template marks {len(begins)} generations in a chat with {len(truths)} "
             "assistant turns; it needs {% generation %} around each of them"
         )
+    # Of a style with a `Wording` these are its words: what is told in two ways has changed here,
+    # not so for `llmworld evaluate`.
     shown = ["", *(truth.removesuffix(SUCCESS_MARKER) for truth in truths)]
     turns = [
         Turn(i + 1, action, shown[i], truth, None)

@@ -252,7 +252,11 @@ def _check_folder(config: PolicyConfig) -> None:
     if not config.resume:
         file.unlink(missing_ok=True)
     fields = (field.name for field in dataclasses.fields(config))
-    claim(file, {name: getattr(config, name) for name in fields if name not in _INDIFFERENT})
+    claim(
+        file,
+        {name: getattr(config, name) for name in fields if name not in _INDIFFERENT},
+        defaults={"decay": 0},
+    )
 
 
 def _cut(log: Path, updates: int) -> None:

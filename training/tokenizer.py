@@ -43,14 +43,13 @@ CHAT_TEMPLATE = (
     f"{{%- if add_generation_prompt -%}}{{{{- '{ASSISTANT}' -}}}}{{%- endif -%}}"
 )
 
-# The numbers of `gym_llmworld.worlds.numbered` are names, too.
-_KEY = re.compile(r" #[0-9]{1,3}(?![0-9A-Za-z])")
 _NUMBERED = r" [a-z]+ [0-9]+(?![0-9A-Za-z])"
 # What is neither a name nor a phrase: words with their blank, pairs of digits, runs of the rest.
 _WORDS = r" ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+"
 
 # ``move glass cup to sink``, ``click[buy now]``: verb, then names between prepositions. With the
-# place of `Protocol.place`, ``go south @kitchen``, both may be names, and the two together.
+# place of `gym_llmworld.protocol.Placed`, ``go south @kitchen``, both may be names, and the two
+# together.
 _VERB = re.compile(r"\s*\w+[ \[]")
 _BETWEEN_NAMES = re.compile(
     r"[^\w' @-]+|\b(?:at|around|down|from|in|into|off|on|onto|out|over|the|to|under|up|with)\b"
@@ -85,17 +84,6 @@ def mine_names(chats: Iterable[Chat], minimum: int = 5) -> list[str]:
     told = _documents_with(wanted, documents)
     names = {f" {name}" for name in wanted if told[name] >= minimum}
     return sorted(names | _numberings(names))
-
-
-def mine_keys(texts: Iterable[str], minimum: int = 20) -> list[str]:
-    """Finds the numbers of pieces of descriptions, such as ``" #3"``, sorted.
-
-    Args:
-        texts: Contexts, actions and observations.
-        minimum: How often a number has to occur.
-    """
-    counts = Counter(key for text in texts for key in _KEY.findall(text))
-    return sorted(key for key, n in counts.items() if n >= minimum)
 
 
 def _arguments(action: str) -> Iterator[str]:
@@ -172,7 +160,7 @@ def train_tokenizer(
         A fast tokenizer with `CHAT_TEMPLATE`, `END` as end-of-sequence token and `PAD` for padding.
     """
     texts = [message.content for chat in chats for message in chat]
-    names = [*mine_names(chats), *mine_keys(texts, minimum)]
+    names = mine_names(chats)
     phrases = mine_phrases((text for chat in chats for text in _worded(chat)), names, minimum)
     pattern = "|".join(
         [_NUMBERED, *([_any_of([*names, *phrases])] if names or phrases else []), _WORDS]

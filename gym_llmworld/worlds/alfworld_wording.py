@@ -1,12 +1,14 @@
-"""ALFWorld's commands as an embedded model reads them: with what it was told and needs for them.
+"""ALFWorld's decisive commands as an embedded model reads them: with all that they hang on.
 
-Whether a command is carried out hangs on where the agent stands and what it holds, and whether it
-solves the task on what the task asks for. All three were told, some of them long ago, and a task
-says ``egg`` where a list says ``egg 2``. A small model compares tokens well if they are the
-same and near, so each command is followed by what was told, and one that may solve the task by
-the kinds that it is about and by the task::
+Whether ``move`` and ``use`` are carried out hangs on where the agent stands and what it holds, and
+whether they solve the task on what the task asks for. All of it was told, some of it long ago, and
+a task says ``egg`` where a list says ``egg 2``. A small model compares tokens well if they are the
+same and near. So these commands are followed by what was told, by the kinds that they are about and
+by the task, and then, for what is copied from them, by themselves::
 
-    move egg 2 to shelf 1 at shelf 1, with hot egg 2: hot egg, shelf; put a hot egg in shelf.
+    move egg 2 to shelf 1
+    at shelf 1, with hot egg 2: hot egg, shelf; put a hot egg in shelf.
+    move egg 2 to shelf 1
 
 All of it stands in the observations and in the task; nothing here knows what a command does.
 """
@@ -18,16 +20,16 @@ import re
 from gym_llmworld.core import Scenario
 
 _TOLD = re.compile(
-    r"You (?:arrive at (?P<place>[\w ]+?)\.|pick up the (?P<taken>[\w ]+?) from the "
-    r"|move the (?P<moved>[\w ]+?) to the (?P<target>[\w ]+?)\."
-    r"|(?P<how>heat|cool|clean) the (?P<thing>[\w ]+?) using the )"
+    r"You (?:arrive at (?P<place>[\w ]{1,64}?)\.|pick up the (?P<taken>[\w ]{1,64}?) from the "
+    r"|move the (?P<moved>[\w ]{1,64}?) to the (?P<target>[\w ]{1,64}?)\."
+    r"|(?P<how>heat|cool|clean) the (?P<thing>[\w ]{1,64}?) using the )"
 )
 _TREATED = {"heat": "hot", "cool": "cool", "clean": "clean"}
 _OPPOSITE = {"hot": "cool", "cool": "hot"}
 _DECISIVE = re.compile(r"(?:move (?P<thing>.+) to|use) (?P<at>.+)")
 
 
-class RemindedWording:
+class ToldWording:
     """The wording of one episode; observations stay as they are.
 
     Args:
@@ -42,13 +44,13 @@ class RemindedWording:
         self._moved: dict[str, str] = {}
 
     def cue(self, action: str) -> str:
-        """Returns where the agent was told to be, what it holds, and the task where it counts."""
-        told = [f" at {self._place}"] if self._place else []
-        if self._held:
-            told.append(f" with {self._called(self._held)}")
+        """Returns what a decisive command hangs on, and the command again; nothing for others."""
         decisive = _DECISIVE.fullmatch(action)
         if decisive is None:
-            return ",".join(told)
+            return ""
+        told = [f"at {self._place}"] if self._place else []
+        if self._held:
+            told.append(f"with {self._called(self._held)}")
         thing = decisive["thing"] or self._held
         about = [_kind(self._called(thing))] if thing else []
         about.append(_kind(decisive["at"]))
@@ -56,7 +58,7 @@ class RemindedWording:
         for other, target in self._moved.items():
             if _kind(other) == _kind(thing) and other != thing:
                 about += [_kind(self._called(other)), _kind(target)]
-        return f"{','.join(told)}: {', '.join(about)}; {self._task}"
+        return f"\n{', '.join(told)}: {', '.join(about)}; {self._task}\n{action}"
 
     def write(self, action: str, observation: str) -> str:
         """Returns the observation as it is, and notes what it tells."""

@@ -23,6 +23,9 @@ from gym_llmworld.protocol import Placed
 
 _SHORT = re.compile(r"In @(?P<place>[^\n]+)(?P<changes>(?:\n[-+] .*)?)", re.DOTALL)
 
+# Comparing takes the cube of the pieces where all are alike, as a stuttering model writes them.
+_MOST = 40_000
+
 Change = tuple[str, str]
 """A text of the last description, and what stands there now; nothing, and a further piece."""
 
@@ -123,7 +126,11 @@ class ChangesWording(Placed):
 
     def _changes(self, last: str, now: str) -> list[Change] | None:
         """Returns what to exchange in the last description; None if that cannot be said."""
+        if last == now:
+            return []
         a, b = self._pieces.split(last), self._pieces.split(now)
+        if len(a) * len(b) > _MOST:
+            return None
         changes: list[Change] = []
         text = last
         before = 0

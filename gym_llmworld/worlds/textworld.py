@@ -6,6 +6,8 @@ Prompt styles:
   variants, what lies where in the engine's words and order, and what wins or loses, so that going
   somewhere or opening something is copying.
 * ``nomap``, for the embedded models, without: the first observation, as the player sees it.
+* ``changes``, as ``nomap``; of a room that was described before, the model only writes what is
+  otherwise, see `gym_llmworld.worlds.changes`.
 * ``facts``, as ``engine`` with only what can change, see `gym_llmworld.worlds.textworld_wording`.
 * ``word2world``, byte for byte the context of the published checkpoints (Word2World, appendix A.4):
   the first observation with the interpreter's banner and status line, and the admissible commands.
@@ -56,10 +58,7 @@ def engine_context(scenario: Scenario) -> str:
     rooms = zip(first_looks(scenario), hidden["rooms"], strict=True)
     blocks = [
         "\n".join(way for room in hidden["rooms"] for way in ways(room)),
-        *(
-            "\n".join((look, *_room_lines(room, hidden["things"], states)))
-            for (_, look), room in rooms
-        ),
+        *("\n".join((look, *_room_lines(room, hidden["things"], states))) for look, room in rooms),
         "\n".join(_belongings(hidden, carried, states)),
         "\n".join(endings(hidden["quests"])),
         f"You are in the {hidden['player']}. {scenario.instruction}".strip(),
@@ -71,7 +70,7 @@ SENTENCES = Pieces(
     head=TITLE,
     between=re.compile(r"(?<=[.!?]) (?=\S)|\n+"),
     joint="\n\n",
-    tail=re.compile(r"\n+(?:Your score has |\*\*\* )"),
+    tail=re.compile(r"(?<!\n)\n+(?:Your score has |\*\*\* )"),
 )
 
 

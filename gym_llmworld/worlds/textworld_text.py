@@ -85,13 +85,13 @@ def held_by(holder: Thing, things: Sequence[Thing]) -> list[Thing]:
     return [thing for thing in things if thing["where"] and thing["where"][1] == holder["name"]]
 
 
-def first_looks(scenario: Scenario) -> Iterator[tuple[str, str]]:
-    """Yields of each room its name, in lower case, and what looking around shows at first."""
+def first_looks(scenario: Scenario) -> Iterator[str]:
+    """Yields of each room what looking around shows at first."""
     hidden = scenario.hidden
     if "rooms" in hidden:
         states = states_of(hidden)
         for room in hidden["rooms"]:
-            yield room["name"].lower(), room_look(room, hidden["things"], states)[0]
+            yield room_look(room, hidden["things"], states)[0]
 
 
 def room_look(

@@ -39,16 +39,17 @@ from gym_llmworld.worlds.textworld_text import (
 )
 
 _NOTHING = "nothing"
+_LONGEST_LISTS = 1000
 _FLOOR = "floor"
 _ROOM = re.compile(
     r"-= (?P<title>.+) =-\n(?P<body>.*?)(?:\n\nThere is (?P<floor>[^\n]+) on the floor\.)?"
-    r"(?P<tail>\n+(?:Your score has |\*\*\* ).*)?",
+    r"(?P<tail>(?<!\n)\n+(?:Your score has |\*\*\* ).*)?",
     re.DOTALL,
 )
-_SEEN = re.compile(r"(?P<body>.*?)(?P<tail>\n+(?:Your score has |\*\*\* ).*)?", re.DOTALL)
+_SEEN = re.compile(r"(?P<body>.*?)(?P<tail>(?<!\n)\n+(?:Your score has |\*\*\* ).*)?", re.DOTALL)
 _SHORT = re.compile(r"In @(?P<told>[^\n]+)(?P<tail>(?:\n.*)?)", re.DOTALL)
 _SHORT_SEEN = re.compile(r"See (?P<fact>[^\n]+)(?P<tail>(?:\n.*)?)", re.DOTALL)
-_WAY = re.compile(r"go [^@\n]+ @[^@\n]+ @[^@\n]+\n(?=In @)")
+_WAY = re.compile(r"go [^@\n]+ @[^@\n]+ @[^@\n]+\n")
 _TURNED = re.compile(
     r"You (?P<verb>open|close) (?:the )?(?P<name>.+?)(?:, revealing (?P<held>[^\n]+))?\."
     r"(?P<tail>(?:\n.*)?)", re.DOTALL,
@@ -111,6 +112,7 @@ class Template:
 
     def __init__(self, text: str, noun: str = "") -> None:
         self._parts: list[str | tuple[_Variant, ...]] = []
+        self._longest = len(text) + _LONGEST_LISTS
         end = 0
         for match in VARIANTS.finditer(text):
             self._parts += [text[end : match.start()], _variants(match[1], noun)]
@@ -130,7 +132,8 @@ class Template:
 
     def match(self, text: str) -> Facts | None:
         """Returns how things stand where the description reads as ``text``; None if it cannot."""
-        found = self._regex.fullmatch(text)
+        # A stuttering model could keep the slots searching for long.
+        found = self._regex.fullmatch(text) if len(text) < self._longest else None
         if found is None:
             return None
         facts = {noun: Fact() for noun in self.nouns}
@@ -139,8 +142,9 @@ class Template:
                 continue
             fact = facts[variant.noun]
             lock = [state for state in LOCK_STATES if state in variant.wanted]
-            if not variant.wanted:
-                lock = [state for state in ("closed", "locked") if state not in self._others(group)]
+            others = self._locked[variant.noun]
+            if not variant.wanted and others:
+                lock = [state for state in ("closed", "locked") if state not in others]
             if lock:
                 fact = replace(fact, lock=lock[0])
             if "empty" in variant.wanted:
@@ -163,9 +167,6 @@ class Template:
             true = (v.text for v in part if v.wanted <= facts.get(v.noun, Fact()).words)
             part = next(true, "")
         return SLOT.sub(lambda match: facts.get(match[1], Fact()).held or _NOTHING, part)
-
-    def _others(self, group: str) -> frozenset[str]:
-        return self._locked[self._said[group].noun]
 
     def _pattern(self, part: str | tuple[_Variant, ...]) -> str:
         if isinstance(part, str):
@@ -221,16 +222,18 @@ class FactsWording(Placed):
         """Returns how things stand in the room that is shown, or with what is examined."""
         before = self._latest
         super().write(action, observation)
-        short = self._room(observation) or self._seen(action, observation)
-        if short is None:
-            short = self._turned(observation)
-        elif short.startswith("In ") and action.startswith("go ") and before:
-            short = f"{action} @{before} @{self._latest}\n{short}"
-        return short if short and self.read(short) == observation else observation
+        short = self._room(observation)
+        # An action may say anything: a way that does not read back is left out.
+        way = f"{action} @{before} @{self._latest}\n" if action.startswith("go ") and before else ""
+        forms = [way + short, short] if short else []
+        forms += filter(None, (self._seen(action, observation), self._turned(observation)))
+        return next((form for form in forms if self.read(form) == observation), observation)
 
     def read(self, text: str) -> str:
         """Returns the observation that facts stand for, other text as it is."""
-        if match := _SHORT.fullmatch(_WAY.sub("", text, count=1)):
+        if way := _WAY.match(text):
+            text = text[way.end() :]
+        if match := _SHORT.fullmatch(text):
             return self._read_room(match) or text
         if match := _SHORT_SEEN.fullmatch(text):
             return self._read_seen(match) or text
@@ -289,7 +292,7 @@ class FactsWording(Placed):
         if found is None or facts is None:
             return None
         fact = facts.get(noun["name"], Fact())
-        if noun.get("type") in FIXTURES:
+        if found[2] or (noun.get("type") in FIXTURES and fact.lock in (None, "open")):
             fact = replace(fact, held=found[2] or _NOTHING)
         return f"See {fact.told(noun['name'])}{match['tail'] or ''}"
 
@@ -331,7 +334,7 @@ def facts_context(scenario: Scenario) -> str:
     wording = FactsWording(scenario)
     blocks = [
         "\n".join(way for room in hidden["rooms"] for way in _ways(room)),
-        "\n".join(wording.write("look", look) for _, look in first_looks(scenario)),
+        "\n".join(wording.write("look", look) for look in first_looks(scenario)),
         "\n".join(_inventory(hidden)),
         "\n".join(endings(hidden["quests"])),
         f"You are in the {hidden['player']}. {scenario.instruction}".strip(),

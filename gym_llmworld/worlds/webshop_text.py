@@ -22,7 +22,7 @@ PER_PAGE = 10
 # As Flask writes JSON into a page.
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "'": "\\u0027"}
 _BLOCK = "\n\nYour admissible actions of the current situation are: \n"
-_PAGE = re.compile(r"Page (\d+) \(Total results: (\d+)\)")
+_PAGE = re.compile(r"Page (\d{1,9}) \(Total results: (\d{1,9})\)")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _PRICE_LIMIT = re.compile(r",? and price lower than (\d+(?:\.\d+)?) dollars")
 _OPTIONS = re.compile(r"(?: with|, and) ((?:(?! with )[^:,])+): ([^,]+)")

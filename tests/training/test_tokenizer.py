@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gym_llmworld.core import Message
-from training.tokenizer import mine_keys, mine_names, mine_phrases, train_tokenizer
+from training.tokenizer import mine_names, mine_phrases, train_tokenizer
 
 CONTEXT = "A room.\nA bowl holds a red apple and 1 cup.\n\nA bowl is on the table 2.\nGo."
 
@@ -42,16 +42,6 @@ def test_a_way_out_of_a_place_is_one_name() -> None:
     messages = chat(("go south @hall", "A kitchen."), ("take cup @hall", "You take the cup."))
     messages[0] = Message("system", "go south @hall\n-= Kitchen =-\nA cup. Go.")
     assert mine_names([messages] * 5) == [" @hall", " cup", " south @hall"]
-
-
-def test_numbers_of_pieces_are_names_too() -> None:
-    told = "-= Hall =-\n @hall #1 A hall. @hall #12 It is dark. It is #3rd, not #1234."
-    messages = chat(("look @hall", told))
-    assert mine_keys([told] * 20) == [" #1", " #12"]
-    tokenizer = train_tokenizer([messages] * 20)
-    tokens = [tokenizer.decode([i]) for i in tokenizer(told)["input_ids"]]
-    assert {" @hall", " #1", " #12"} <= set(tokens)
-    assert "".join(tokens) == told
 
 
 def test_wordings_end_at_names_sentences_and_lines() -> None:
