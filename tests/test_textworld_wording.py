@@ -171,12 +171,21 @@ def test_rooms_of_the_engine_are_told_by_facts(kind: str) -> None:
 def test_a_way_is_told_as_the_map_tells_it() -> None:
     episode = wording()
     assert episode.cue("go east") == " @hall"
-    shed = "-= Shed =-\nA shed."
-    told = "go east @hall @shed\nIn @shed; floor: nothing"
-    assert episode.write("go east", shed) == told
-    assert wording().read(told) == shed
-    assert episode.write("look", shed) == "In @shed; floor: nothing"
-    assert episode.write("go up", "You can't go that way.") == "You can't go that way."
+    shut = "You have to open the gate first."
+    for action, observation, told in (
+        ("go east", shut, f"go east @hall @shed; gate closed\n{shut}"),
+        ("go up", "What?", "What?"),
+        ("go south", "You can't go that way.", "go south @hall\nYou can't go that way."),
+        (
+            "go east",
+            "-= Shed =-\nA shed.",
+            "go east @hall @shed; gate open\nIn @shed; floor: nothing",
+        ),
+        ("look", "-= Shed =-\nA shed.", "In @shed; floor: nothing"),
+        ("go east\nIn @hall", "What?", "What?"),
+    ):
+        assert episode.write(action, observation) == told
+        assert wording().read(told) == observation
 
 
 @pytest.mark.parametrize("kind", SPECS)

@@ -4,14 +4,15 @@ Most of what a room shows never changes: only what lies where, and which doors a
 With hidden context the generator's templates are known, so the model writes where it is and how
 things stand, in the words of the map, and `FactsWording.read` puts them into the room's sentences::
 
-    go east @hall @pantry
+    go east @hall @pantry; gate open
     In @pantry; table: a candy bar; portal closed; gateway open; floor: nothing
 
-Small models continue what they find by its last two tokens. So the way comes first, as on the map,
-where the room that it leads to stands behind it; and what is opened or closed is told a second time
-as a room will tell it, ``You open gateway.`` and ``; gateway open``. What is examined is worded
-alike, ``See table: a candy bar``. Nothing here knows where an exit leads or what an action does: it
-was all said in the observation, or in the one before.
+Small models continue what they find by its last two tokens. So an answer to ``go`` begins with the
+way as it stands on the map, where it leads and through which door, and only then says whether that
+was possible; and what is opened or closed is told a second time as a room will tell it, ``You open
+gateway.`` and ``; gateway open``. What is examined is worded alike, ``See table: a candy bar``.
+All of it was said in the observation or stands in the context; nothing here knows what an action
+does.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ _ROOM = re.compile(
 _SEEN = re.compile(r"(?P<body>.*?)(?P<tail>(?<!\n)\n+(?:Your score has |\*\*\* ).*)?", re.DOTALL)
 _SHORT = re.compile(r"In @(?P<told>[^\n]+)(?P<tail>(?:\n.*)?)", re.DOTALL)
 _SHORT_SEEN = re.compile(r"See (?P<fact>[^\n]+)(?P<tail>(?:\n.*)?)", re.DOTALL)
-_WAY = re.compile(r"go [^@\n]+ @[^@\n]+ @[^@\n]+\n")
+_GO = re.compile(r"go (north|east|south|west)")
+_WAY = re.compile(rf"{_GO.pattern} @[^@;\n]+(?: @[^@;\n]+(?:; [^;\n]+)?)?\n")
 _TURNED = re.compile(
     r"You (?P<verb>open|close) (?:the )?(?P<name>.+?)(?:, revealing (?P<held>[^\n]+))?\."
     r"(?P<tail>(?:\n.*)?)", re.DOTALL,
@@ -222,12 +224,12 @@ class FactsWording(Placed):
         """Returns how things stand in the room that is shown, or with what is examined."""
         before = self._latest
         super().write(action, observation)
-        short = self._room(observation)
-        # An action may say anything: a way that does not read back is left out.
-        way = f"{action} @{before} @{self._latest}\n" if action.startswith("go ") and before else ""
-        forms = [way + short, short] if short else []
-        forms += filter(None, (self._seen(action, observation), self._turned(observation)))
-        return next((form for form in forms if self.read(form) == observation), observation)
+        room = self._room(observation)
+        way = self._way(action, before, "open" if room else "closed")
+        told = room or self._seen(action, observation) or self._turned(observation) or observation
+        # Both may be anything: what does not read back stays as it is.
+        forms = (form for form in (way + told, told) if self.read(form) == observation)
+        return next(forms, observation)
 
     def read(self, text: str) -> str:
         """Returns the observation that facts stand for, other text as it is."""
@@ -238,6 +240,15 @@ class FactsWording(Placed):
         if match := _SHORT_SEEN.fullmatch(text):
             return self._read_seen(match) or text
         return _AGAIN.sub("", text, count=1) if text.startswith("You ") else text
+
+    def _way(self, action: str, place: str | None, door_state: str) -> str:
+        """Returns the line of the map that an action asks for, with its door; empty for others."""
+        room = self._rooms.get(place or "")
+        asked = _GO.fullmatch(action)
+        if room is None or asked is None:
+            return ""
+        leads = _leads(room, asked[1])
+        return f"{action} @{place}{leads}{f' {door_state}' if ';' in leads else ''}\n"
 
     def _turned(self, observation: str) -> str | None:
         match = _TURNED.fullmatch(observation)
@@ -344,10 +355,13 @@ def facts_context(scenario: Scenario) -> str:
 
 def _ways(room: Mapping[str, Any]) -> Iterator[str]:
     """Words the map in the words of the chat: the action with its place, then where it leads."""
-    for way, other in room["exits"].items():
-        door = room["doors"].get(way)
-        told = f"go {way} @{room['name'].lower()} @{other.lower()}"
-        yield f"{told}; {door}" if door else told
+    for way in room["exits"]:
+        yield f"go {way} @{room['name'].lower()}{_leads(room, way)}"
+
+
+def _leads(room: Mapping[str, Any], way: str) -> str:
+    other, door = room["exits"].get(way), room["doors"].get(way)
+    return f" @{other.lower()}{f'; {door}' if door else ''}" if other else ""
 
 
 def _inventory(hidden: Mapping[str, Any]) -> Iterator[str]:
