@@ -46,6 +46,8 @@ _PARTS = (
 _OPTIONAL_PARTS = ("calibration.json",)
 _CALIBRATION = "calibration"
 _RELABELLED = "relabelled.jsonl"
+_RENAMED = "renamed.jsonl"
+_COPIES = 2
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Recipe:
         max_new_tokens: Longest answer that the model is to give.
         relabelled: Weight of the solved training episodes with other tasks (`training.relabelled`),
             where that of the training episodes is 1; 0 for none.
+        renamed: Weight of copies with other names (`training.renamed`), likewise.
     """
 
     world: str
@@ -69,6 +72,7 @@ class Recipe:
     sft: Mapping[str, Any]
     max_new_tokens: int
     relabelled: float = 0.0
+    renamed: float = 0.0
 
     @classmethod
     def read(cls, file: Path) -> Recipe:
@@ -79,7 +83,7 @@ class Recipe:
         """
         found = tomllib.loads(file.read_text(encoding="utf-8"))
         fields = set(cls.__dataclass_fields__)
-        needed = fields - {"relabelled"}
+        needed = fields - {"relabelled", "renamed"}
         if not needed <= set(found) <= fields or not {"train", "dev"} <= set(found["episodes"]):
             raise DataError(
                 f"{file.name}: expected {', '.join(sorted(needed))}, and in episodes train and dev;"
@@ -117,14 +121,22 @@ class Recipe:
                 "--output", str(folder / _RELABELLED),
                 "--seed", str(self.episodes["train"]["seed"]),
             ])  # fmt: skip
+        if self.renamed:
+            commands.append([
+                "python", "-m", "training.renamed", "--data", str(folder / "train.jsonl"),
+                "--output", str(folder / _RENAMED), "--copies", str(_COPIES),
+                "--seed", str(self.episodes["train"]["seed"]),
+            ])  # fmt: skip
         return commands
 
     def train_command(self, folder: Path, minutes: float | None, extra: Sequence[str]) -> list[str]:
         """Returns the command that trains."""
         options = {**self.sft} if minutes is None else {**self.sft, "minutes": minutes}
         data = [str(folder / "train.jsonl")]
-        if self.relabelled:
-            data = [f"{data[0]}:1", f"{folder / _RELABELLED}:{self.relabelled:g}"]
+        further = {_RELABELLED: self.relabelled, _RENAMED: self.renamed}
+        if any(further.values()):
+            data = [f"{data[0]}:1"]
+            data += [f"{folder / file}:{weight:g}" for file, weight in further.items() if weight]
         return [
             "python", "-m", "training.sft", "--data", *data,
             "--eval-data", str(folder / "dev.jsonl"), "--output", str(folder / "model"),

@@ -147,15 +147,15 @@ def with_task(episode: Episode, instruction: str) -> Episode:
     )
 
 
-def check_source(episode: Episode) -> None:
-    """Refuses what is not known to be worded by ALFWorld's engine.
+def check_source(episode: Episode, world: str = "alfworld") -> None:
+    """Refuses what is not known to be worded by a world's engine.
 
     Raises:
         DataError: The episode is of another world, or imagined.
     """
-    if episode.scenario.world != "alfworld" or episode.source != "real":
+    if episode.scenario.world != world or episode.source != "real":
         raise DataError(
-            f"{episode.scenario.id}: expected real episodes of alfworld, got "
+            f"{episode.scenario.id}: expected real episodes of {world}, got "
             f"{episode.source!r} of {episode.scenario.world!r}; in other worlds what is "
             "answered depends on the task and on names"
         )

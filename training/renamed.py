@@ -1,18 +1,20 @@
-"""Swaps the names of objects in real ALFWorld episodes, so that an agent learns to read its task.
+"""Gives things in real episodes other names, so that models read names instead of knowing them.
 
     python -m training.renamed --data episodes.jsonl --output renamed.jsonl --copies 4 --seed 0
     python -m training.sft --role agent --data episodes.jsonl renamed.jsonl --output runs/agent
 
-A small agent that sees a few thousand episodes in a hundred rooms learns by heart what is taken
-where, and in rooms that it has not seen it searches well and takes the wrong thing. In a copy, all
-kinds of object have changed names with each other, by a permutation of its own: the apple that was
-to be cooled is a newspaper from the task to the last command. Nothing but the task says then what
-to take. What the engine would answer is the same, apart from what a kind of object can do (knives
-cut) and where it is usually found; so a part of the episodes should keep its names. (Renaming that
+A small agent that sees a few thousand episodes in a hundred rooms of ALFWorld learns by heart what
+is taken where, and in rooms that it has not seen it searches well and takes the wrong thing. In a
+copy, all kinds of object have changed names with each other, by a permutation of its own: the apple
+that was to be cooled is a newspaper from the task to the last command. Nothing but the task says
+then what to take. What the engine would answer is the same, apart from what a kind of object can do
+(knives cut) and where it is usually found; so a part of the episodes should keep its names.
+(Renaming that
 leaves the label right is data augmentation as of entities in reading comprehension, Hermann et
 al., arXiv 1506.03340, section 2.2.)
 
-The new scenarios cannot be started in the engine.
+So it is with a world model of TextWorld and the rooms of a few hundred games, whose episodes get
+other names in `training.renamed_textworld`. The new scenarios cannot be started in the engine.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from gym_llmworld.episodes import read_episodes, write_episodes
 from gym_llmworld.errors import WorldModelError
 from gym_llmworld.worlds.alfworld import listing
 from gym_llmworld.worlds.alfworld_belief import AlfworldBelief, kind_of
+from training import renamed_textworld
 from training.relabelled import check_source
 
 LAMPS = frozenset({"desklamp", "floorlamp"})
@@ -156,7 +159,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         episodes = [episode for file in options.data for episode in read_episodes(file)]
-        made = renamed(episodes, options.copies, options.seed)
+        textworld = any(episode.scenario.world == "textworld" for episode in episodes)
+        give_names = renamed_textworld.renamed if textworld else renamed
+        made = give_names(episodes, options.copies, options.seed)
         count = write_episodes(options.output, made)
     except (WorldModelError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """ALFWorld: household tasks in text (Shridhar et al., ICLR 2021).
 
-Prompt styles; the first two and ``told`` word the hidden state:
+Two prompt styles word the hidden state, one does without:
 
 * ``word2world``, byte for byte the context of the published checkpoints (Word2World, appendix A.4):
   receptacles and contents sorted as strings, always the article "a".
@@ -8,8 +8,6 @@ Prompt styles; the first two and ``told`` word the hidden state:
   so that looking into a drawer is copying.
 * ``nocontents``, for the embedded models, without hidden context: the first observation. What lies
   where has to be invented.
-* ``told`` and ``told_nocontents``: the same as ``engine`` and ``nocontents``; commands that may
-  solve the task say what they hang on, see `gym_llmworld.worlds.alfworld_wording`.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ from typing import Any
 
 from gym_llmworld.core import Scenario
 from gym_llmworld.worlds.alfworld_agents import ALFWORLD_AGENTS
-from gym_llmworld.worlds.alfworld_wording import ToldWording
 from gym_llmworld.worlds.base import World
 
 TASK_PREFIX = "Your task is to: "
@@ -108,11 +105,8 @@ WORLD = World(
     contexts={
         "engine": engine_context,
         "nocontents": nocontents_context,
-        "told": engine_context,
-        "told_nocontents": nocontents_context,
         "word2world": word2world_context,
     },
-    wordings=dict.fromkeys(("told", "told_nocontents"), ToldWording),
     agents=ALFWORLD_AGENTS,
     real_entry_point="gym_llmworld.real.alfworld_env:AlfworldEnv",
     real_policies={"handcoded": "gym_llmworld.real.alfworld_expert:HandcodedPolicy"},
