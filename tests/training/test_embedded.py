@@ -44,7 +44,7 @@ def test_recipes_name_what_there_is(file: Path) -> None:
     assert recipe.episodes["train"]["split"] != recipe.episodes["dev"]["split"]
 
 
-def test_relabelled_episodes_are_a_share_of_what_is_learned(tmp_path: Path) -> None:
+def test_changed_episodes_are_a_share_of_what_is_learned(tmp_path: Path) -> None:
     recipe = Recipe.read(RECIPES / "alfworld.toml")
     *_, made = recipe.data_commands(tmp_path, 1)
     assert made[:3] == ["python", "-m", "training.relabelled"]
@@ -52,6 +52,12 @@ def test_relabelled_episodes_are_a_share_of_what_is_learned(tmp_path: Path) -> N
     command = recipe.train_command(tmp_path, None, [])
     at = command.index("--data")
     assert command[at + 1 : at + 3] == [f"{tmp_path / 'train.jsonl'}:1", f"{target}:0.3"]
+    recipe = Recipe.read(RECIPES / "textworld.toml")
+    *_, made = recipe.data_commands(tmp_path, 1)
+    assert made[:3] == ["python", "-m", "training.renamed"]
+    assert made[made.index("--copies") + 1] == "2"
+    command = recipe.train_command(tmp_path, None, [])
+    assert f"{made[made.index('--output') + 1]}:3" in command
     plain = Recipe.read(RECIPES / "webshop.toml").train_command(tmp_path, None, [])
     assert plain[plain.index("--data") + 1] == str(tmp_path / "train.jsonl")
 
