@@ -23,7 +23,7 @@ import argparse
 import random
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from gym_llmworld.worlds.alfworld import listing
 from gym_llmworld.worlds.alfworld_belief import AlfworldBelief, kind_of
 from training import renamed_textworld
 from training.relabelled import check_source
+from training.rewritten import rewritten
 
 LAMPS = frozenset({"desklamp", "floorlamp"})
 """What these can do is what a task is about; they keep their names."""
@@ -72,23 +73,9 @@ def with_names(episode: Episode, names: Mapping[str, str], copy: int) -> Episode
     def renamed(text: str) -> str:
         return _LIST.sub(_sorted_list, words.sub(lambda found: names[found[0]], text))
 
-    scenario = episode.scenario
-    known = scenario.admissible
-    changed = replace(
-        scenario,
-        id=f"{scenario.id}/renamed-{copy}",
-        instruction=renamed(scenario.instruction),
-        observation=renamed(scenario.observation),
-        admissible=known and tuple(map(renamed, known)),
-        hidden=_sorted_contents(_everywhere(scenario.hidden, renamed)),
-        # The engine would start the game with its own names.
-        real={},
-    )
-    steps = tuple(
-        replace(step, action=renamed(step.action), observation=renamed(step.observation))
-        for step in episode.steps
-    )
-    return replace(episode, scenario=changed, steps=steps, agent=f"{episode.agent}, renamed")
+    copied = rewritten(episode, renamed, copy)
+    hidden = _sorted_contents(copied.scenario.hidden)
+    return replace(copied, scenario=replace(copied.scenario, hidden=hidden))
 
 
 def _sorted_list(found: re.Match[str]) -> str:
@@ -106,16 +93,6 @@ def _sorted_contents(hidden: Mapping[str, Any]) -> dict[str, Any]:
         for place in hidden["receptacles"]
     ]
     return {**hidden, "receptacles": places}
-
-
-def _everywhere(value: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {change(key): _everywhere(inner, change) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_everywhere(inner, change) for inner in value)
-    return value
 
 
 def renamed(episodes: Sequence[Episode], copies: int, seed: int) -> Iterator[Episode]:

@@ -14,11 +14,10 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 from gym_llmworld.core import Episode, Scenario
 from training.relabelled import check_source
+from training.rewritten import rewritten
 
 _KINDS = frozenset("rdcsofk")
 """Types that have names of their own: rooms, doors, containers, supporters, things, food, keys."""
@@ -85,23 +84,7 @@ def with_names(episode: Episode, names: Mapping[str, str], copy: int) -> Episode
         names: Old name -> new name.
         copy: Number that the new scenario's id ends in.
     """
-    change = _changing(names)
-    scenario = episode.scenario
-    changed = replace(
-        scenario,
-        id=f"{scenario.id}/renamed-{copy}",
-        instruction=change(scenario.instruction),
-        observation=change(scenario.observation),
-        admissible=scenario.admissible and tuple(map(change, scenario.admissible)),
-        hidden=_everywhere(scenario.hidden, change),
-        # The engine would start the game with its own names.
-        real={},
-    )
-    steps = tuple(
-        replace(step, action=change(step.action), observation=change(step.observation))
-        for step in episode.steps
-    )
-    return replace(episode, scenario=changed, steps=steps, agent=f"{episode.agent}, renamed")
+    return rewritten(episode, _changing(names), copy)
 
 
 def _changing(names: Mapping[str, str]) -> Callable[[str], str]:
@@ -116,13 +99,3 @@ def _changing(names: Mapping[str, str]) -> Callable[[str], str]:
         return f"{found[1]}{'n' if name[0].lower() in 'aeiou' else ''} {name}"
 
     return lambda text: words.sub(new, text)
-
-
-def _everywhere(value: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {change(key): _everywhere(inner, change) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_everywhere(inner, change) for inner in value)
-    return value

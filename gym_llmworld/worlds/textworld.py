@@ -28,6 +28,7 @@ from gym_llmworld.worlds.textworld_agents import TEXTWORLD_AGENTS
 from gym_llmworld.worlds.textworld_text import (
     FIXTURES,
     LOCK_STATES,
+    TAIL,
     TITLE,
     TOLD_STATES,
     VARIANTS,
@@ -70,7 +71,7 @@ SENTENCES = Pieces(
     head=TITLE,
     between=re.compile(r"(?<=[.!?]) (?=\S)|\n+"),
     joint="\n\n",
-    tail=re.compile(r"(?<!\n)\n+(?:Your score has |\*\*\* )"),
+    tail=re.compile(TAIL),
 )
 
 

@@ -34,6 +34,8 @@ _STATE = re.compile(
     r"You can't see inside it because the lid's in your way\.|There is a lock on it\."
 )
 TITLE = re.compile(r"^-= (.+) =-$", re.MULTILINE)
+TAIL = r"(?<!\n)\n+(?:Your score has |\*\*\* )"
+"""Where what follows is no description any more: the score, the end."""
 SLOT = re.compile(r"<([^>]*)>")
 
 Thing = Mapping[str, Any]

@@ -30,6 +30,7 @@ from gym_llmworld.worlds.textworld_text import (
     FIXTURES,
     LOCK_STATES,
     SLOT,
+    TAIL,
     TOLD_STATES,
     VARIANTS,
     endings,
@@ -44,10 +45,10 @@ _LONGEST_LISTS = 1000
 _FLOOR = "floor"
 _ROOM = re.compile(
     r"-= (?P<title>.+) =-\n(?P<body>.*?)(?:\n\nThere is (?P<floor>[^\n]+) on the floor\.)?"
-    r"(?P<tail>(?<!\n)\n+(?:Your score has |\*\*\* ).*)?",
+    rf"(?P<tail>{TAIL}.*)?",
     re.DOTALL,
 )
-_SEEN = re.compile(r"(?P<body>.*?)(?P<tail>(?<!\n)\n+(?:Your score has |\*\*\* ).*)?", re.DOTALL)
+_SEEN = re.compile(rf"(?P<body>.*?)(?P<tail>{TAIL}.*)?", re.DOTALL)
 _SHORT = re.compile(r"In @(?P<told>[^\n]+)(?P<tail>(?:\n.*)?)", re.DOTALL)
 _SHORT_SEEN = re.compile(r"See (?P<fact>[^\n]+)(?P<tail>(?:\n.*)?)", re.DOTALL)
 _GO = re.compile(r"go (north|east|south|west)")
