@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import math
 import re
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol as Interface
 
@@ -29,6 +31,10 @@ MAX_ACTION_CHARS = 256
 """Longer actions enter no chat."""
 REASONED = "/think"
 """Behind the name of a prompt style: the model reasons before it predicts (`reasoned`)."""
+_REMEMBERED = 1024
+"""Episodes whose chats are told on, not anew, at the next step."""
+_TELLING = threading.Lock()
+"""A fork in another thread may want to tell the same chat on."""
 REASONING_REQUEST = (
     "\n\nFirst think it over briefly inside <think> </think>: what has been learnt about this "
     "world so far, and what follows for this action. Then give the next observation, worded as "
@@ -198,6 +204,15 @@ class Placed:
         return text
 
 
+@dataclass
+class _Told:
+    """An episode as its chat tells it so far."""
+
+    scenario: Scenario
+    chat: list[Message]
+    wording: Wording | None
+
+
 @dataclass(frozen=True)
 class Protocol:
     """Turns episodes into chats, and completions into predictions.
@@ -228,6 +243,9 @@ class Protocol:
     ends: Callable[[str], bool] | None = None
     read_action: Callable[[str], str | None] | None = None
     reasoning: bool = False
+    _memory: OrderedDict[tuple[int, tuple[Step, ...]], _Told] = field(
+        default_factory=OrderedDict, init=False, repr=False, compare=False
+    )
 
     def admit(self, action: str) -> str | None:
         """Returns the action as it enters the chat, or None if it may not enter one."""
@@ -255,8 +273,10 @@ class Protocol:
                 f"{self.max_action_chars} characters, with control tokens, or nothing that this "
                 "world can read); answer it with the world's rejection text instead"
             )
-        chat, cue = self._history(scenario, steps)
-        return (*chat, self._asked(admitted + cue(admitted)))
+        with _TELLING:
+            told = self._told(scenario, steps)
+            cue = told.wording.cue(admitted) if told.wording else ""
+            return (*told.chat, self._asked(admitted + cue))
 
     def lesson(
         self, scenario: Scenario, steps: Sequence[Step], step: Step
@@ -271,29 +291,53 @@ class Protocol:
         Raises:
             DataError: See `target`.
         """
-        *chat, action, label = self._history(scenario, (*steps, step), labels=True)[0]
+        *chat, action, label = self._labelled(scenario, (*steps, step))
         return (*chat, self._asked(action.content)), label.content
 
     def _asked(self, action: str) -> Message:
         return Message("user", action + REASONING_REQUEST if self.reasoning else action)
 
-    def _history(
-        self, scenario: Scenario, steps: Sequence[Step], *, labels: bool = False
-    ) -> tuple[list[Message], Callable[[str], str]]:
-        """Returns the chat so far, and what words the end of the next action."""
-        wording = self.wording(scenario) if self.wording else None
-        chat = [Message("system", self.context(scenario))]
+    def _labelled(self, scenario: Scenario, steps: Sequence[Step]) -> list[Message]:
+        """Returns the chat of an episode, success markers included."""
+        told = self._untold(scenario)
         for step in steps:
-            admitted = self.admit(step.action)
-            if admitted is None:
-                continue
-            told, marker = step.observation, ""
-            if labels:
-                marker = self.target(step).removeprefix(told)
-            if wording is not None:
-                admitted, told = admitted + wording.cue(admitted), wording.write(admitted, told)
-            chat += (Message("user", admitted), Message("assistant", told + marker))
-        return chat, wording.cue if wording else lambda _: ""
+            self._tell(told, step, self.target(step).removeprefix(step.observation))
+        return told.chat
+
+    def _told(self, scenario: Scenario, steps: Sequence[Step]) -> _Told:
+        """Returns the chat so far and its wording, to read from.
+
+        Whoever steps through an episode asks for one more step each time: what was told before is
+        taken from there and told on.
+        """
+        # Scenarios hold dictionaries: the same one is known by where it lies, and kept while it is.
+        key = (id(scenario), tuple(steps))
+        told = self._memory.pop(key, None)
+        if told is None or told.scenario is not scenario:
+            before = self._memory.pop((id(scenario), key[1][:-1]), None) if steps else None
+            if before is not None and before.scenario is scenario:
+                told, new = before, steps[-1:]
+            else:
+                told, new = self._untold(scenario), steps
+            for step in new:
+                self._tell(told, step)
+        self._memory[key] = told
+        while len(self._memory) > _REMEMBERED:
+            self._memory.popitem(last=False)
+        return told
+
+    def _untold(self, scenario: Scenario) -> _Told:
+        wording = self.wording(scenario) if self.wording else None
+        return _Told(scenario, [Message("system", self.context(scenario))], wording)
+
+    def _tell(self, told: _Told, step: Step, marker: str = "") -> None:
+        admitted = self.admit(step.action)
+        if admitted is None:
+            return
+        wording, asked, answer = told.wording, admitted, step.observation
+        if wording is not None:
+            asked, answer = admitted + wording.cue(admitted), wording.write(admitted, answer)
+        told.chat += (Message("user", asked), Message("assistant", answer + marker))
 
     def target(self, step: Step) -> str:
         """Returns the observation, with the success marker where the step solved the task.
@@ -322,8 +366,7 @@ class Protocol:
                 f"episodes hold no reasoning to learn from; expected a prompt style without "
                 f"{REASONED!r}, or `python -m training.grpo --reasoning`"
             )
-        chat, _ = self._history(episode.scenario, episode.steps, labels=True)
-        return tuple(chat)
+        return tuple(self._labelled(episode.scenario, episode.steps))
 
     def decode(
         self, scenario: Scenario, completion: Completion, steps: Sequence[Step]
@@ -346,12 +389,11 @@ class Protocol:
         whole = harmless(text)
         too_long = len(whole) > self.max_observation_chars
         if self.wording is not None and not too_long:
-            wording = self.wording(scenario)
-            for step in steps:
-                if (admitted := self.admit(step.action)) is not None:
-                    wording.write(admitted, step.observation)
-            # What stood around something that `read` leaves out may be a token now.
-            whole = harmless(wording.read(whole))
+            with _TELLING:
+                wording = self._told(scenario, steps).wording
+                assert wording is not None
+                # What stood around something that `read` leaves out may be a token now.
+                whole = harmless(wording.read(whole))
             too_long = len(whole) > self.max_observation_chars
         observation = _without_marker(whole[: self.max_observation_chars])
         if not finished or too_long:

@@ -93,11 +93,11 @@ def test_the_expert_solves_the_task(env: ScienceWorldEnv, scenario: Scenario) ->
 
 
 def test_rooms_of_the_engine_are_told_by_changes(env: ScienceWorldEnv, scenario: Scenario) -> None:
-    protocol = WORLD.protocol("changes")
+    protocol = WORLD.protocol("recall")
     assert protocol.wording is not None
     episode = protocol.wording(scenario)
     env.reset(options={"scenario": SHORT})
-    told, steps = list[str](), list[Step]()
+    told, asked, steps = list[str](), list[str](), list[Step]()
     for action in (
         "look around",
         "open door to hallway",
@@ -106,8 +106,12 @@ def test_rooms_of_the_engine_are_told_by_changes(env: ScienceWorldEnv, scenario:
         "go to hallway",
         "look around",
         "look at hallway",
+        "inventory",
+        "look at art studio",
+        "open art studio",
     ):
         observation = env.step(action)[0]
+        asked.append(episode.cue(action))
         told.append(episode.write(action, observation))
         answer = Completion(told[-1], "stop")
         assert protocol.decode(scenario, answer, steps).observation == observation
@@ -119,6 +123,19 @@ def test_rooms_of_the_engine_are_told_by_changes(env: ScienceWorldEnv, scenario:
     assert told[4] == "You move to the hallway."
     assert told[5].startswith("In @hallway\n- A door to the art studio (that is closed)\n+ ")
     assert told[6] == "In @hallway"
+    assert told[7].startswith("In @inventory\n+ a wood cup (containing red paint)")
+    assert "In @art studio" in told[8]
+    # What is asked about is known: the studio's door, and who opened it since.
+    assert asked[1] == " @art studio\n- A door to the hallway (that is closed)"
+    assert asked[3].startswith(" @art studio\n- the agent\n")
+    assert asked[3].endswith(
+        "\n* open door to hallway: The door is now open."
+        "\n* pick up wood cup containing red paint: You move the wood cup to the inventory."
+    )
+    assert asked[4].startswith(" @art studio\n- A door to the hallway (that is open)\n")
+    assert asked[5].endswith("\n* open door to hallway @art studio: The door is now open.")
+    assert "\n* pick up wood cup containing red paint @art studio: " in asked[7]
+    assert asked[9].startswith(" @hallway\n- A door to the art studio (that is open)")
 
 
 def test_a_failed_task_terminates_without_reward(env: ScienceWorldEnv) -> None:

@@ -87,8 +87,11 @@ def mine_names(chats: Iterable[Chat], minimum: int = 5) -> list[str]:
 
 
 def _arguments(action: str) -> Iterator[str]:
-    """Yields what an action names; its first word is the verb."""
-    for part in _BETWEEN_NAMES.split(_VERB.sub("", action, count=1)):
+    """Yields what an action names; its first word is the verb.
+
+    A wording may tell more below it, see `gym_llmworld.worlds.recall`.
+    """
+    for part in _BETWEEN_NAMES.split(_VERB.sub("", action.partition("\n")[0], count=1)):
         thing, _, place = part.partition(" @")
         for name in {part.strip(), thing.strip(), place and f"@{place.strip()}"}:
             if _NAME.fullmatch(name):

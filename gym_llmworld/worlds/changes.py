@@ -35,7 +35,7 @@ class Pieces:
     """How a world's descriptions fall into pieces.
 
     Attributes:
-        head: Matches where a description begins; its first group is the place.
+        head: Matches where a description begins; the group that it fills is the place.
         between: Matches what stands between two pieces.
         joint: What stands before a piece that comes to the end of a description.
         tail: Matches where a description ends.
@@ -49,7 +49,7 @@ class Pieces:
     def described(self, text: str) -> str | None:
         """Returns the place that a text describes, in lower case; None if it describes none."""
         head = self.head.search(text)
-        return head[1].lower() if head else None
+        return next(filter(None, head.groups())).lower() if head else None
 
     def cut(self, text: str) -> tuple[str, str, str]:
         """Returns what stands before a description, the description, and what stands behind it."""

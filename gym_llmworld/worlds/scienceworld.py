@@ -7,9 +7,9 @@ Prompt styles that word the hidden state:
   ``gym_llmworld.real.scienceworld_scenarios.game_scenario``.
 * ``engine``, for the embedded models: what looking around will show in each room, word for word,
   what closed containers hold, and the goals; without what a model of the world has no use for.
-* ``changes``: the same context; of a room that was described before, the model only writes what is
-  otherwise, see `gym_llmworld.worlds.changes`. No embedded model knows it: 30 minutes in it made of
-  the one that ships (0.759 exact match on 3,532 held-out turns) one as good (0.757).
+* ``recall``: nothing but the goals and the task. What is known of the rooms and has happened stands
+  behind each action, as far as the action is about it, and a description tells what is otherwise
+  than at the last look; see `gym_llmworld.worlds.recall`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,19 @@ from functools import partial
 
 from gym_llmworld.core import Scenario
 from gym_llmworld.worlds.base import World
-from gym_llmworld.worlds.changes import ChangesWording, Pieces
+from gym_llmworld.worlds.changes import Pieces
+from gym_llmworld.worlds.recall import Lookup, RecallWording
 from gym_llmworld.worlds.scienceworld_agents import SCIENCEWORLD_AGENTS
 
 _DESCRIBED = re.compile(
     r"^This (?:room|outside location) is called the (.+?)\. (?:In it,|Here) you see", re.MULTILINE
 )
 _MOVED = re.compile(r"You (?:move|teleport) to the ([\w ]+)\.")
+_LOOKED_AT = re.compile(r"(?:look (?:at|in|into)|examine) (?P<place>.+)")
+_LOOKING = re.compile(r"(?:look|examine|read|focus|go|task)\b")
+_FAILED = re.compile(
+    r"\bnot\b|already|[Cc]an't|No known|Ambiguous|doesn't|It's unclear|no effect|cancelled"
+)
 _GOAL = re.compile(r"\d+\t(?:true|false)\t\s*\S+\t(.*)")
 _OPTIONAL = "Unordered and Optional Subgoals:"
 
@@ -39,13 +45,25 @@ _QUALIFIER = re.compile(r"(?:which|currently) ")
 _MAX_DEPTH = 20
 
 
-LINES = Pieces(head=_DESCRIBED, between=re.compile(r"\n\t?"), joint="\n\t")
+_CARRIED = "inventory"
+LINES = Pieces(
+    head=re.compile(
+        rf"{_DESCRIBED.pattern}|^In your (?P<carried>{_CARRIED}), you see:", re.MULTILINE
+    ),
+    between=re.compile(r"\n\t?"),
+    joint="\n\t",
+)
 
 
-def place_of(observation: str) -> str | None:
-    """Returns where the agent is, in lower case; None when the observation does not say."""
+def place_of(action: str, observation: str) -> str | None:
+    """Returns where the agent is after an action, in lower case.
+
+    None when the observation does not say. Rooms can be looked at from elsewhere.
+    """
     match = _MOVED.match(observation)
-    return match[1].lower() if match else LINES.described(observation)
+    if match is None and not _LOOKED_AT.match(action):
+        match = _DESCRIBED.search(observation)
+    return match[1].lower() if match else None
 
 
 def engine_text(text: str) -> str:
@@ -61,16 +79,32 @@ def engine_context(scenario: Scenario) -> str:
     """
     hidden, shown = scenario.hidden, scenario.observation
     looks = [engine_text(room["look"]) for room in hidden["rooms"]]
-    opened = [engine_text(line) for room in hidden["rooms"] for line in room["opened"]]
-    goals = _GOAL.findall(hidden["goal"].partition(_OPTIONAL)[0])
+    opened = [line for lines in _opened(scenario).values() for line in lines]
     parts = [
         *(look for look in looks if look not in shown),
         _block("Opened:", opened),
         engine_text(hidden["inventory"]),
-        _block("Goals:", goals),
+        _goals(scenario),
         shown,
     ]
     return "\n".join(part for part in parts if part)
+
+
+def recall_context(scenario: Scenario) -> str:
+    """Words a scenario for `RecallWording`: the goals, and the task."""
+    return "\n".join(filter(None, (_goals(scenario), scenario.instruction)))
+
+
+def _goals(scenario: Scenario) -> str:
+    return _block("Goals:", _GOAL.findall(scenario.hidden["goal"].partition(_OPTIONAL)[0]))
+
+
+def _opened(scenario: Scenario) -> dict[str, list[str]]:
+    """Returns what closed containers hold, room by room."""
+    return {
+        room["name"].lower(): [engine_text(line) for line in room["opened"]]
+        for room in scenario.hidden.get("rooms", ())
+    }
 
 
 def _block(title: str, lines: Sequence[str]) -> str:
@@ -78,8 +112,32 @@ def _block(title: str, lines: Sequence[str]) -> str:
 
 
 def _first_looks(scenario: Scenario) -> Iterator[str]:
-    """Yields what looking around shows in each room at first."""
+    """Yields what looking around shows in each room at first, and what is carried."""
     yield from (engine_text(room["look"]) for room in scenario.hidden.get("rooms", ()))
+    yield engine_text(scenario.hidden.get("inventory", ""))
+
+
+def _asked(action: str, here: str | None) -> str | None:
+    """Returns whose description an action asks for."""
+    if action in ("look around", "look"):
+        return here
+    if action in (_CARRIED, "i"):
+        return _CARRIED
+    looked_at = _LOOKED_AT.match(action)
+    return looked_at["place"].lower() if looked_at else None
+
+
+def _idle(action: str, observation: str) -> bool:
+    """Tells whether an action only looked, went elsewhere, or failed."""
+    return _LOOKING.match(action) is not None or _FAILED.search(observation) is not None
+
+
+def _void(observation: str) -> bool:
+    """Tells whether an action was not understood."""
+    return observation == WORLD.rejection
+
+
+LOOKUP = Lookup(place_of, LINES, _first_looks, _opened, _asked, _idle, _void, _CARRIED)
 
 
 def word2world_context(scenario: Scenario) -> str:
@@ -164,10 +222,10 @@ WORLD = World(
     rejection="No known action matches that input.",
     contexts={
         "engine": engine_context,
-        "changes": engine_context,
+        "recall": recall_context,
         "word2world": word2world_context,
     },
-    wordings={"changes": partial(ChangesWording, place=place_of, pieces=LINES, known=_first_looks)},
+    wordings={"recall": partial(RecallWording, lookup=LOOKUP)},
     agents=SCIENCEWORLD_AGENTS,
     real_entry_point="gym_llmworld.real.scienceworld_env:ScienceWorldEnv",
     games_module="gym_llmworld.real.scienceworld_scenarios",

@@ -1,0 +1,204 @@
+"""Actions with what is known about them: a world model that looks things up and need not remember.
+
+A world of many rooms is a long context, and a small model forgets most of it. In chats that are
+worded here, an action is followed by what an episode (and what is hidden of its start) has said of
+it so far: the last description of the place that is asked for, or the lines of the place and of
+the inventory that have most words in common with each thing that is named, and what came of the
+latest actions about it::
+
+    open fridge @kitchen
+    - a fridge. The fridge door is closed.
+    + a fridge. The fridge door is open. In the fridge is: a wood cup (containing orange juice).
+    * activate fridge: The fridge is not something that can be activated.
+
+A line with a plus is hidden until something is opened: signs are those of the answer, which takes
+lines away and adds others. The look-up goes by words (retrieval for language models: Lewis et al.,
+arXiv 2005.11401) and knows nothing of what an action does: what has become of all that is the
+model's to say. Descriptions are told as `gym_llmworld.worlds.changes` words them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from gym_llmworld.core import Scenario
+from gym_llmworld.worlds.changes import ChangesWording, Pieces
+
+_T = TypeVar("_T")
+_WORD = re.compile(r"[a-z0-9]+")
+_JOINS = re.compile(r"\b(?:to|in|into|on|onto|with|using|from)\b")
+_UNTOLD = frozenset(
+    _WORD.findall(
+        "a an the and at of to in into on onto with using from up down around is are it that which "
+        "nothing called substance containing door"
+    )
+)
+# What a stuttering model has said is not repeated in full again and again.
+_LONGEST = 4000
+_LONGEST_ANSWER = 160
+_MOST_LINES = 4
+_MOST_TURNS = 2
+_MOST_SINCE = 24
+
+
+def words_of(text: str) -> frozenset[str]:
+    """Returns the words by which things are looked up."""
+    return frozenset(_WORD.findall(text.lower())) - _UNTOLD
+
+
+def arguments(action: str) -> list[frozenset[str]]:
+    """Returns the words of each thing that an action names, behind its verb."""
+    _, _, named = action.partition(" ")
+    return [words for part in _JOINS.split(named) if (words := words_of(part))]
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """What came of an action; ``place`` is where it was taken."""
+
+    action: str
+    place: str | None
+    answer: str
+    idle: bool
+
+    def told(self, here: str | None) -> str:
+        """Returns the turn in words, with its place if that is another."""
+        where = "" if self.place in (here, None) else f" @{self.place}"
+        return f"* {self.action}{where}: {self.answer}"
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """What a world says of itself, for `RecallWording`.
+
+    Attributes:
+        place: Reads from an action's answer where the agent is then; None when it does not say.
+        pieces: How descriptions fall into lines; the place of the inventory's is ``carried``.
+        known: The descriptions that hidden context holds.
+        opened: What closed things hold by hidden context, by place: the lines that will describe
+            them once they are open.
+        asked: What an action asks to be described, given where the agent is; None for other
+            actions.
+        idle: Tells of an action and its answer whether they cannot have changed anything that a
+            description tells.
+        void: Tells of an answer whether the action was not understood; nobody will ask for it.
+        carried: Name under which the inventory is described.
+    """
+
+    place: Callable[[str, str], str | None]
+    pieces: Pieces
+    known: Callable[[Scenario], Iterable[str]]
+    opened: Callable[[Scenario], Mapping[str, Sequence[str]]]
+    asked: Callable[[str, str | None], str | None]
+    idle: Callable[[str, str], bool]
+    void: Callable[[str], bool]
+    carried: str
+
+
+class RecallWording(ChangesWording):
+    """The wording of one episode.
+
+    Args:
+        scenario: Where it starts.
+        lookup: What its world says of itself.
+    """
+
+    def __init__(self, scenario: Scenario, lookup: Lookup) -> None:
+        super().__init__(
+            scenario,
+            place=lambda text: lookup.place("", text),
+            pieces=lookup.pieces,
+            known=lookup.known,
+        )
+        self._lookup = lookup
+        self._opened = {
+            place: tuple(f"+ {line.lstrip()}" for line in lines)
+            for place, lines in lookup.opened(scenario).items()
+        }
+        self._turns: list[_Turn] = []
+        self._described: dict[str, int] = {}
+
+    def cue(self, action: str) -> str:
+        """Returns the place, and a line for all that is known about the action."""
+        return super().cue(action) + "".join(f"\n{line}" for line in self._recalled(action))
+
+    def write(self, action: str, observation: str) -> str:
+        """Returns what is otherwise in a description, other text as it is; remembers both."""
+        here = self._latest
+        told = super().write(action, observation)
+        # A look at another room describes it, and leaves the agent where it is.
+        self._latest = self._lookup.place(action, observation) or here
+        described = self._pieces.described(observation)
+        if described is not None:
+            self._described[described] = len(self._turns)
+        elif not self._lookup.void(observation):
+            answer = observation.partition("\n")[0].strip()[:_LONGEST_ANSWER]
+            idle = self._lookup.idle(action, observation)
+            self._turns.append(_Turn(action, here, answer, idle))
+        return told
+
+    def _recalled(self, action: str) -> Iterator[str]:
+        place = self._lookup.asked(action, self._latest)
+        if place in self._descriptions():
+            yield from self._whole(place)
+            return
+        lines = [*self._lines(self._latest), *self._lines(self._lookup.carried)]
+        lines += self._held_back(self._latest, lines)
+        found: dict[str, None] = {}
+        for wanted in arguments(action):
+            best = _best(wanted, lines, lambda line: line)
+            found.update(dict.fromkeys(best[:_MOST_LINES]))
+        for wanted in arguments(action):
+            turns = _best(wanted, self._turns, lambda turn: turn.action)
+            found.update(dict.fromkeys(t.told(self._latest) for t in turns[-_MOST_TURNS:]))
+        yield from found
+
+    def _whole(self, place: str) -> Iterator[str]:
+        """Yields the last description of a place, and what has happened there since."""
+        lines = self._lines(place)
+        # Doors have two sides: what names a place may have changed it from elsewhere.
+        name = words_of(place)
+        since = [
+            turn
+            for turn in self._turns[self._described.get(place, 0) :]
+            if not turn.idle
+            and (place in (turn.place, self._lookup.carried) or name <= words_of(turn.action))
+        ]
+        named = frozenset().union(*(words for turn in since for words in arguments(turn.action)))
+        yield from lines
+        for line in self._held_back(place, lines):
+            if words_of(line.partition(".")[0]) & named:
+                yield line
+        told = [turn.told(place) for turn in since[-_MOST_SINCE:]]
+        for i, line in enumerate(told):
+            if line not in told[:i]:
+                times = told.count(line)
+                yield f"{line} ({times} times)" if times > 1 else line
+
+    def _lines(self, place: str | None) -> list[str]:
+        """Returns the lines of the last description of a place, without its head."""
+        description = self._descriptions().get(place or "", "")
+        if len(description) > _LONGEST:
+            return []
+        return [f"- {line}" for line in self._pieces.split(description)[2::2]]
+
+    def _held_back(self, place: str | None, lines: Sequence[str]) -> list[str]:
+        """Returns what closed things of a place hold, those of ``lines`` that still are closed."""
+        return [
+            opened
+            for opened in self._opened.get(place or "", ())
+            if any(
+                line[1:].startswith(opened[1:].partition(".")[0]) and "closed" in line
+                for line in lines
+            )
+        ]
+
+
+def _best(wanted: frozenset[str], items: Sequence[_T], text: Callable[[_T], str]) -> list[_T]:
+    """Returns the items that have most words in common with what is wanted, in their order."""
+    shared = [len(wanted & words_of(text(item))) for item in items]
+    most = max(shared, default=0)
+    return [item for item, n in zip(items, shared, strict=True) if n == most] if most else []

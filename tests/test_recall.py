@@ -1,0 +1,128 @@
+"""Actions with what is known about them: looked up by words, nothing lost, nothing made up."""
+
+from __future__ import annotations
+
+import re
+
+from gym_llmworld.core import Completion, Scenario, Step
+from gym_llmworld.protocol import Protocol
+from gym_llmworld.worlds.changes import Pieces
+from gym_llmworld.worlds.recall import Lookup, RecallWording, arguments, words_of
+
+HALL = (
+    "Hall:\n\ta lamp, which is off\n\ta red box. It is closed.\n\ta blue box\n\ta door to the shed"
+)
+SHED = "Shed:\n\ta rake"
+BAG = "Bag:\n\tan orange"
+SCENARIO = Scenario("x", "scienceworld", "train", "find it.", f"Find it!\n{HALL}")
+PIECES = Pieces(
+    head=re.compile(r"^(Hall|Shed|Bag):", re.MULTILINE),
+    between=re.compile(r"\n\t?"),
+    joint="\n\t",
+)
+
+
+def place_of(action: str, answer: str) -> str | None:
+    return None if answer == BAG else PIECES.described(answer)
+
+
+LOOKUP = Lookup(
+    place=place_of,
+    pieces=PIECES,
+    known=lambda s: (s.observation, SHED, BAG),
+    opened=lambda s: {"hall": ["\ta red box. It is open. In it is: a key."]},
+    asked=lambda action, here: here if action == "look" else action.removeprefix("see "),
+    idle=lambda action, answer: action.startswith(("smell", "go")) or answer == "No.",
+    void=lambda answer: answer == "What?",
+    carried="bag",
+)
+
+
+def wording() -> RecallWording:
+    return RecallWording(SCENARIO, LOOKUP)
+
+
+def test_words_and_what_an_action_names() -> None:
+    assert words_of("A door to the Red-box 2 (that is open)") == {"red", "box", "2", "open"}
+    assert arguments("move red box to shed") == [{"red", "box"}, {"shed"}]
+    assert arguments("look") == arguments("look around") == []
+
+
+def test_lines_are_those_with_most_words_in_common() -> None:
+    episode = wording()
+    assert episode.cue("take lamp") == " @hall\n- a lamp, which is off"
+    assert episode.cue("take box") == " @hall\n- a red box. It is closed.\n- a blue box\n" + (
+        "+ a red box. It is open. In it is: a key."
+    )
+    assert episode.cue("take blue box") == " @hall\n- a blue box"
+    assert episode.cue("peel orange with rake") == " @hall\n- an orange"
+    assert episode.cue("take moon") == " @hall"
+
+
+def test_what_has_happened_is_known_where_it_matters() -> None:
+    episode = wording()
+    episode.write("open red box", "It is open.")
+    episode.write("open red box", "It is open.")
+    episode.write("smell lamp", "Oil.")
+    episode.write("take moon", "What?")
+    episode.write("kick lamp", "No.")
+    assert episode.cue("take red box").endswith("\n* open red box: It is open.")
+    assert episode.cue("light lamp") == (
+        " @hall\n- a lamp, which is off\n* smell lamp: Oil.\n* kick lamp: No."
+    )
+    assert episode.cue("take moon") == " @hall"
+    # Of a description: all of it, what is inside what was opened, what may have changed it.
+    assert episode.cue("look") == (
+        " @hall\n- a lamp, which is off\n- a red box. It is closed.\n- a blue box\n"
+        "- a door to the shed\n+ a red box. It is open. In it is: a key.\n"
+        "* open red box: It is open. (2 times)"
+    )
+    now = HALL.replace("It is closed.", "It is open. In it is: a key.")
+    assert episode.write("look", now) == (
+        "In @hall\n- a red box. It is closed.\n+ a red box. It is open. In it is: a key."
+    )
+    # Now it has been seen: nothing is older than the last look.
+    assert "\n+" not in episode.cue("look")
+    assert "\n*" not in episode.cue("look")
+
+
+def test_other_places_are_known_from_afar() -> None:
+    episode = wording()
+    assert episode.write("see shed", SHED) == "In @shed"
+    assert episode.cue("see bag") == " @shed\n- an orange"
+    episode.write("take rake", "Taken.")
+    assert episode.cue("see bag") == " @shed\n- an orange\n* take rake @shed: Taken."
+    assert episode.write("see bag", f"{BAG}\n\ta rake") == "In @bag\n+ a rake"
+    episode.write("see hall", HALL)
+    assert episode.cue("take rake") == " @hall\n- a rake\n* take rake @shed: Taken."
+    episode.write("nail door to shed", "Done.")
+    assert episode.cue("see shed").endswith("\n* nail door to shed @hall: Done.")
+
+
+def test_a_long_stutter_is_not_told_again() -> None:
+    episode = wording()
+    episode.write("look", HALL + "\n\ta rat" * 1000)
+    assert episode.cue("look") == " @hall"
+    episode.write("take lamp", "x" * 1000)
+    assert len(episode.cue("drop lamp")) < 200
+
+
+def test_it_is_the_chat_that_the_protocol_asks_with() -> None:
+    protocol = Protocol(
+        "recall", lambda s: s.instruction, wording=lambda s: RecallWording(s, LOOKUP)
+    )
+    now = HALL.replace("off", "on")
+    steps: list[Step] = []
+    for action, answer, told in (
+        ("light lamp", "It is on.", "It is on."),
+        ("look", now, "In @hall\n- a lamp, which is off\n+ a lamp, which is on"),
+        ("look", now, "In @hall"),
+    ):
+        # One step more each time, a fork, and a chat from nothing say the same.
+        chats = [protocol.encode(SCENARIO, steps, action), protocol.encode(SCENARIO, steps, action)]
+        protocol.encode(SCENARIO, [*steps, Step("kick lamp", "Ouch.")], action)
+        chats.append(protocol.encode(SCENARIO, steps, action))
+        assert chats[0] == chats[1] == chats[2]
+        assert protocol.decode(SCENARIO, Completion(told, "stop"), steps).observation == answer
+        steps.append(Step(action, answer))
+    assert "".join(m.content for m in chats[0] if m.role == "user").count("* light lamp") == 1
