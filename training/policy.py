@@ -47,6 +47,7 @@ from gym_llmworld.errors import DataError, WorldModelError
 from gym_llmworld.policy_prompt import PolicyPrompt
 from gym_llmworld.scenarios import ScenarioStore
 from training.card import claim, write_atomically
+from training.credit import EPISODE
 from training.guard import ROLLBACK, Guard
 from training.policy_config import PolicyConfig, parser
 from training.policy_trainer import (
@@ -255,7 +256,7 @@ def _check_folder(config: PolicyConfig) -> None:
     claim(
         file,
         {name: getattr(config, name) for name in fields if name not in _INDIFFERENT},
-        defaults={"decay": 0},
+        defaults={"decay": 0, "credit": EPISODE, "discount": 1.0},
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from gym_llmworld.registration import register_worlds
 from gym_llmworld.worlds import World, get_world, world_keys
+from training.credit import COMMAND, EPISODE
 from training.guard import OFF, ROLLBACK, STOP
 from training.rollouts import imagined
 
@@ -50,6 +51,14 @@ class PolicyConfig:
         "less sure of (MOReL's halt, arXiv 2005.05951); 0: never. Needs a calibrated model",
     )
 
+    credit: str = _option(
+        EPISODE,
+        "what is held against what: episodes against their group (GRPO), or commands against those "
+        "that the group gave when as much of the task was done, by success and milestones after "
+        "them (worlds that count milestones: ALFWorld)",
+        EPISODE, COMMAND,
+    )  # fmt: skip
+    discount: float = _option(1.0, "with --credit command: per step, of what comes after a command")
     refusal_penalty: float = _option(
         0.0,
         "taken from the advantage of each command that the world refused, and shared out among all "
@@ -118,6 +127,15 @@ class PolicyConfig:
         for name in ("middle", "negative"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if not 0 < self.discount <= 1:
+            raise ValueError(f"discount must be in (0, 1], got {self.discount}")
+        if self.discount != 1 and self.credit != COMMAND:
+            raise ValueError(f"discount {self.discount} needs --credit {COMMAND}")
+        if self.credit == COMMAND and self.world.milestones is None:
+            raise ValueError(
+                f"--credit {COMMAND} needs a world that counts milestones; {self.world.title} does "
+                f"not, use --credit {EPISODE}"
+            )
         _ = self.world
 
     @property

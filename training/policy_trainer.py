@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from trl import GRPOTrainer
 from gym_llmworld.core import Episode, Scenario
 from gym_llmworld.policy_prompt import AnswerStatus
 from training.card import write_atomically
+from training.credit import COMMAND, command_advantages
 from training.guard import ROLLBACK, Guard
 from training.policy_config import PolicyConfig
 from training.rollouts import Arena
@@ -165,7 +167,9 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
         self._rejection = config.world.rejection
         self._make_policy = make_policy
         self._policy: TokenPolicy | None = None
-        self._refused: dict[tuple[int, ...], list[bool]] = {}
+        # Of the last play, by an episode's tokens: refused or not, advantage; of each token.
+        self._refused: _ByTokens = {}
+        self._advantages: _ByTokens = {}
         self._refused_share = 0.0
         self._seconds_before = progress.seconds
         self._started = time.monotonic()
@@ -205,12 +209,16 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
             if self.watch:
                 self.watch(len(finished), len(starts))
         rollouts = [finished[index] for index in range(len(starts))]
-        refused = [rollout.refused_tokens(self._rejection) for rollout in rollouts]
-        # Equal tokens tell the same episode: the world's answers are among them.
-        played = (tuple(rollout.completion) for rollout in rollouts)
-        self._refused = dict(zip(played, refused, strict=True))
+        refused = [rollout.refused(self._rejection) for rollout in rollouts]
+        self._refused = _by_tokens(rollouts, refused)
         written = sum(sum(rollout.mask) for rollout in rollouts)
-        self._refused_share = sum(map(sum, refused)) / max(1, written)
+        vain = math.fsum(sum(self._refused[_key(r.prompt, r.completion)]) for r in rollouts)
+        self._refused_share = vain / max(1, written)
+        milestones = config.world.milestones
+        if config.credit == COMMAND and milestones is not None:
+            size, discount = config.group_size, config.discount
+            advantages = command_advantages(rollouts, size, milestones, discount)
+            self._advantages = _by_tokens(rollouts, advantages)
         spent = Progress(
             seconds=self._seconds_before + time.monotonic() - self._started,
             updates=update,
@@ -239,43 +247,42 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
             progress.unchecked += [episode.to_json() for episode in chosen]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
-        advantages = inputs["advantages"]
-        weight = torch.where(advantages < 0, self.config.negative, 1.0)
-        inputs = {**inputs, "advantages": advantages * weight}
+        inputs = {**inputs, "advantages": self._weighted(inputs["advantages"])}
         # TRL pads an update to its longest episode, and computes what has no gradient.
-        penalty = self.config.refusal_penalty
-        kept = compact(inputs, drop=self.beta == 0.0 and not penalty)
+        penalty, by_command = self.config.refusal_penalty, self.config.credit == COMMAND
+        kept = compact(inputs, drop=self.beta == 0.0 and not penalty and not by_command)
         # Episodes of like lengths go together: a third of a mixed batch is padding. The loss is a
         # mean over episodes, so parts add up; those left out count as what they are, zeros.
         losses = []
         for rows in kept["completion_mask"].sum(1).argsort().split(_ALIKE):
             part = compact(_rows(kept, rows), drop=False)
-            share = len(rows) / len(advantages)
+            share = len(rows) / len(inputs["advantages"])
+            if by_command:
+                part["advantages"] = self._weighted(_of_tokens(self._advantages, part))
+            elif penalty:
+                part["advantages"] = part["advantages"][:, None]
             if penalty:
-                vain = self.in_vain(part["completion_ids"], part["completion_mask"])
-                part["advantages"] = part["advantages"][:, None] - penalty * vain
+                part["advantages"] = part["advantages"] - penalty * self.in_vain(part)
             losses.append(share * super()._compute_loss(model, part))
         return torch.stack(losses).sum()
 
-    def in_vain(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def in_vain(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Returns what each token has to do with refused commands, beyond the usual.
 
         A refusal is known at once: it is held against the command that earned it, and not, as
         success is, against the whole episode.
 
         Args:
-            tokens: Completions of episodes of the last `play`, padded right: episodes x tokens.
-            mask: 1 at what is no padding.
+            batch: TRL's, of episodes of the last `play`.
 
         Returns:
             1 at the policy's tokens of refused commands, 0 elsewhere, less the mean over all that
             the policy wrote in that `play`.
         """
-        found = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
-        for row, (ids, length) in enumerate(zip(tokens, mask.sum(1).tolist(), strict=True)):
-            refused = self._refused[tuple(ids[:length].tolist())]
-            found[row, :length] = torch.tensor(refused, dtype=torch.float32)
-        return found - self._refused_share
+        return _of_tokens(self._refused, batch) - self._refused_share
+
+    def _weighted(self, advantages: torch.Tensor) -> torch.Tensor:
+        return advantages * torch.where(advantages < 0, self.config.negative, 1.0)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the episodes of an update and the counters to what trackers are told."""
@@ -294,6 +301,33 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
             self.progress.seconds = self._seconds_before + time.monotonic() - self._started
             # Last, and in one piece: without this file the checkpoint counts as incomplete.
             write_atomically(folder / PROGRESS_FILE, dataclasses.asdict(self.progress))
+
+
+_ByTokens = dict[tuple[int, ...], list[float]]
+
+
+def _by_tokens(rollouts: Sequence[Rollout], values: Sequence[Sequence[float]]) -> _ByTokens:
+    """Returns the value of each token of some episodes, from those of their commands."""
+    return {
+        _key(rollout.prompt, rollout.completion): rollout.by_token(own)
+        for rollout, own in zip(rollouts, values, strict=True)
+    }
+
+
+def _key(prompt: Sequence[int], completion: Sequence[int]) -> tuple[int, ...]:
+    # Equal tokens tell the same episode: the world's answers are among them.
+    return (*prompt, -1, *completion)
+
+
+def _of_tokens(known: _ByTokens, batch: Mapping[str, Any]) -> torch.Tensor:
+    """Returns `_by_tokens` of TRL's batch, prompts padded left, completions right."""
+    tokens = batch["completion_ids"]
+    found = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
+    names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    for row, (before, own, ids, mask) in enumerate(zip(*(batch[n] for n in names), strict=True)):
+        values = known[_key(before[own == 1].tolist(), ids[mask == 1].tolist())]
+        found[row, : len(values)] = torch.tensor(values)
+    return found
 
 
 def _rows(inputs: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:

@@ -158,14 +158,18 @@ class Rollout:
         """
         return [step.observation.strip() == rejection for step in self.steps]
 
-    def refused_tokens(self, rejection: str) -> list[bool]:
-        """Tells of each token of ``completion`` whether it belongs to a refused command."""
-        refused, found = self.refused(rejection), []
+    def by_token(self, values: Sequence[float]) -> list[float]:
+        """Gives each token of ``completion`` the value of its command; 0 where there is none.
+
+        Args:
+            values: One per step. An answer that was cut short by the context has no step.
+        """
+        found = []
         command, within = -1, False
         for wrote in self.mask:
             command += wrote == 1 and not within
             within = wrote == 1
-            found.append(within and command < len(refused) and refused[command])
+            found.append(values[command] if within and command < len(values) else 0.0)
         return found
 
     def add(self, tokens: Sequence[int], logprobs: Sequence[float] | None = None) -> None:

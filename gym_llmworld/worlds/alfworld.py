@@ -17,6 +17,7 @@ from typing import Any
 
 from gym_llmworld.core import Scenario
 from gym_llmworld.worlds.alfworld_agents import ALFWORLD_AGENTS
+from gym_llmworld.worlds.alfworld_milestones import milestones
 from gym_llmworld.worlds.base import World
 
 TASK_PREFIX = "Your task is to: "
@@ -114,4 +115,5 @@ WORLD = World(
     embedded=True,
     extra="alfworld",
     max_tokens=256,
+    milestones=milestones,
 )

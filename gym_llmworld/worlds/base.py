@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gym_llmworld.agents import Agent
-from gym_llmworld.core import Scenario
+from gym_llmworld.core import Scenario, Step
 from gym_llmworld.errors import CheckpointError
 from gym_llmworld.protocol import REASONED, Protocol, Wording
 
@@ -44,6 +44,8 @@ class World:
             open; None where it does not. Without a success marker.
         credit: ``credit(prediction, truth)`` in [0, 1]: partial credit by which a predicted
             observation is published beside exact match; None where there is none.
+        milestones: ``milestones(scenario, steps)``: how much of the task is done, in [0, 1], before
+            the first step and after each, by the observations alone; None where nobody counts them.
     """
 
     key: str
@@ -66,6 +68,7 @@ class World:
     temperature: Callable[[Scenario], float] | None = None
     canonical: Callable[[str], str] | None = None
     credit: Callable[[str, str], float] | None = None
+    milestones: Callable[[Scenario, Sequence[Step]], Sequence[float]] | None = None
 
     @property
     def imagined_id(self) -> str:

@@ -236,6 +236,12 @@ def test_a_summary_of_nothing_done_is_no_error() -> None:
         ({"env": "CartPole-v1"}, "unknown --env 'CartPole-v1'"),
         ({"min_confidence": 1.0}, r"min_confidence must be in \[0, 1\)"),
         ({"updates": 0}, "updates must be >= 1"),
+        ({"credit": "command", "discount": 1.5}, r"discount must be in \(0, 1\], got 1.5"),
+        ({"discount": 0.9}, "needs --credit command"),
+        (
+            {"credit": "command", "env": "LLMWorld-TextWorld-v0"},
+            "TextWorld does not, use --credit episode",
+        ),
         ({"updates": 9, "decay": 8}, r"decay must be 0 or >= updates \(9\), got 8"),
     ],
 )
@@ -276,13 +282,13 @@ def test_what_has_no_gradient_is_left_out_and_changes_nothing(agent: Path, tmp_p
     assert trainer._compute_loss(trainer.model, nothing) == 0
 
 
-def test_a_refusal_is_held_against_its_command(
-    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = config(agent, tmp_path, refusal_penalty=0.5, max_steps=4)
-    tmp_path.mkdir(exist_ok=True)
+def _first_batch(
+    settings: PolicyConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, dict[str, Any], list[Rollout]]:
+    """Plays an update without learning from it."""
+    folder.mkdir(parents=True, exist_ok=True)
     arena = policy._arena(settings)
-    trainer = policy.build_trainer(settings, arena, None, Progress(), tmp_path / "log")
+    trainer = policy.build_trainer(settings, arena, None, Progress(), folder / "log")
     trainer.current_gradient_accumulation_steps = 1
     played: list[Rollout] = []
     play = trainer.play
@@ -294,6 +300,14 @@ def test_a_refusal_is_held_against_its_command(
     monkeypatch.setattr(trainer, "play", noted)
     batch = trainer._generate_and_score_completions([{"prompt": "start"} for _ in range(16)])
     arena.close()
+    return trainer, batch, played
+
+
+def test_a_refusal_is_held_against_its_command(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(agent, tmp_path, refusal_penalty=0.5, max_steps=4)
+    trainer, batch, played = _first_batch(settings, tmp_path, monkeypatch)
     assert {rollout.success for rollout in played} == {True, False}
     vain = torch.zeros(batch["completion_ids"].shape)
     for row, rollout in enumerate(played):
@@ -305,9 +319,45 @@ def test_a_refusal_is_held_against_its_command(
         vain[row, : len(tokens)] = tokens
     share = vain.sum() / sum(sum(rollout.mask) for rollout in played)
     assert 0 < share < 1
-    found = trainer.in_vain(batch["completion_ids"], batch["completion_mask"])
+    found = trainer.in_vain(batch)
     torch.testing.assert_close(found, vain - share)
     ours = trainer._compute_loss(trainer.model, batch)
     by_token = batch["advantages"][:, None] - 0.5 * (vain - share)
     stock = GRPOTrainer._compute_loss(trainer, trainer.model, {**batch, "advantages": by_token})
     torch.testing.assert_close(ours, stock, atol=1e-6, rtol=1e-4)
+
+
+def test_success_is_credited_to_commands(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(agent, tmp_path, credit="command", discount=0.5, max_steps=4, negative=0.5)
+    trainer, batch, played = _first_batch(settings, tmp_path, monkeypatch)
+    assert {rollout.success for rollout in played} == {True, False}
+    by_token = torch.zeros(batch["completion_ids"].shape)
+    # `likes_e` shows no milestone: all commands of a group are compared, the solving one is worth
+    # its reward and the last share of the task, the one before it half of that.
+    values = [
+        [
+            2 * 0.5 ** (len(rollout.steps) - 1 - i) * rollout.success
+            for i in range(len(rollout.steps))
+        ]
+        for rollout in played
+    ]
+    advantages = []
+    for group in (values[:8], values[8:]):
+        mean = sum(map(sum, group)) / sum(map(len, group))
+        advantages += [[value - mean for value in row] for row in group]
+    square = sum(a * a for row in advantages for a in row) / sum(map(len, advantages))
+    for row, (rollout, own) in enumerate(zip(played, advantages, strict=True)):
+        starts = [
+            i for i, m in enumerate(rollout.mask) if m and (i == 0 or not rollout.mask[i - 1])
+        ]
+        for i, wrote in enumerate(rollout.mask):
+            command = sum(start <= i for start in starts) - 1
+            value = own[command] / square**0.5
+            by_token[row, i] = wrote * value * (1 if value > 0 else 0.5)
+    ours = trainer._compute_loss(trainer.model, batch)
+    stock = GRPOTrainer._compute_loss(trainer, trainer.model, {**batch, "advantages": by_token})
+    torch.testing.assert_close(ours, stock, atol=1e-6, rtol=1e-4)
+    # The mean over what one draws is what GRPO would have shown: no episode's own number is used.
+    assert not torch.allclose(ours, GRPOTrainer._compute_loss(trainer, trainer.model, batch))
