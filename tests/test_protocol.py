@@ -215,7 +215,9 @@ def test_ordinary_actions_are_only_stripped(action: str) -> None:
 
 
 def test_unknown_names_say_what_exists() -> None:
-    with pytest.raises(CheckpointError, match="expected one of engine, nocontents, word2world"):
+    with pytest.raises(
+        CheckpointError, match="expected one of engine, recall, nocontents, word2world"
+    ):
         protocol("qwen")
     with pytest.raises(ScenarioError, match="expected one of alfworld"):
         get_world("zork")

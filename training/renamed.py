@@ -31,8 +31,8 @@ from typing import Any
 from gym_llmworld.core import Episode
 from gym_llmworld.episodes import read_episodes, write_episodes
 from gym_llmworld.errors import WorldModelError
-from gym_llmworld.worlds.alfworld import listing
 from gym_llmworld.worlds.alfworld_belief import AlfworldBelief, kind_of
+from gym_llmworld.worlds.alfworld_text import in_engine_order, listing
 from training import renamed_textworld
 from training.relabelled import check_source
 from training.rewritten import rewritten
@@ -79,18 +79,12 @@ def with_names(episode: Episode, names: Mapping[str, str], copy: int) -> Episode
 
 
 def _sorted_list(found: re.Match[str]) -> str:
-    return listing(sorted(_THING.findall(found[0]), key=_engine_order))
-
-
-def _engine_order(thing: str) -> tuple[str, int]:
-    kind, _, number = thing.rpartition(" ")
-    return kind, -int(number)
+    return listing(in_engine_order(_THING.findall(found[0])))
 
 
 def _sorted_contents(hidden: Mapping[str, Any]) -> dict[str, Any]:
     places = [
-        {**place, "contents": sorted(place["contents"], key=_engine_order)}
-        for place in hidden["receptacles"]
+        {**place, "contents": in_engine_order(place["contents"])} for place in hidden["receptacles"]
     ]
     return {**hidden, "receptacles": places}
 

@@ -19,8 +19,8 @@ from gym_llmworld.real.alfworld_names import names_of
 from gym_llmworld.real.alfworld_pddl import Problem, read_problem
 from gym_llmworld.real.alfworld_tasks import TASK_TYPES, Task
 from gym_llmworld.real.alfworld_views import first_view, hidden_state, task_facts
+from gym_llmworld.worlds.alfworld_text import TASK_PREFIX
 
-TASK_PREFIX = "Your task is to: "
 DATA_VARIABLE = "ALFWORLD_DATA"
 
 _DOWNLOAD_FOLDER = "json_2.1.1"

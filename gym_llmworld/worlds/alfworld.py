@@ -1,36 +1,29 @@
 """ALFWorld: household tasks in text (Shridhar et al., ICLR 2021).
 
-Two prompt styles word the hidden state, one does without:
+Three prompt styles word the hidden state, one does without:
 
 * ``word2world``, byte for byte the context of the published checkpoints (Word2World, appendix A.4):
   receptacles and contents sorted as strings, always the article "a".
-* ``engine``, for the embedded models: the sentences that the engine itself will say, in its order,
-  so that looking into a drawer is copying.
-* ``nocontents``, for the embedded models, without hidden context: the first observation. What lies
-  where has to be invented.
+* ``engine``: the sentences that the engine itself will say, in its order, so that looking into a
+  drawer is copying.
+* ``recall``, for the embedded model: the task alone. What is known, hidden contents included,
+  stands behind each command that names it; see `gym_llmworld.worlds.alfworld_wording`.
+* ``nocontents``, for the embedded model, without hidden context: the first observation, and behind
+  each command what has been told on the way. What lies where has to be invented.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from gym_llmworld.core import Scenario
 from gym_llmworld.worlds.alfworld_agents import ALFWORLD_AGENTS
 from gym_llmworld.worlds.alfworld_milestones import milestones
+from gym_llmworld.worlds.alfworld_text import TASK_PREFIX, listing
+from gym_llmworld.worlds.alfworld_wording import AlfworldWording
 from gym_llmworld.worlds.base import World
-
-TASK_PREFIX = "Your task is to: "
-
-
-def listing(names: Sequence[str]) -> str:
-    """Words a list of things as the engine does: ``a mug 1``, ``a book 2, and a pen 1``."""
-    if not names:
-        return "nothing"
-    phrases = [f"a {name}" for name in names]
-    if len(phrases) == 1:
-        return phrases[0]
-    return ", ".join(phrases[:-1]) + f", and {phrases[-1]}"
 
 
 def _engine_line(receptacle: Mapping[str, Any]) -> str:
@@ -56,6 +49,11 @@ def engine_context(scenario: Scenario) -> str:
     toggles = scenario.hidden.get("toggles", {})
     lines += [f"The {name} is on." for name, is_on in toggles.items() if is_on]
     return "\n".join([*lines, TASK_PREFIX + scenario.instruction])
+
+
+def recall_context(scenario: Scenario) -> str:
+    """Words a scenario for `AlfworldWording`: the task."""
+    return TASK_PREFIX + scenario.instruction
 
 
 def nocontents_context(scenario: Scenario) -> str:
@@ -105,8 +103,13 @@ WORLD = World(
     rejection="Nothing happens.",
     contexts={
         "engine": engine_context,
+        "recall": recall_context,
         "nocontents": nocontents_context,
         "word2world": word2world_context,
+    },
+    wordings={
+        "recall": partial(AlfworldWording, hidden=True),
+        "nocontents": partial(AlfworldWording, hidden=False),
     },
     agents=ALFWORLD_AGENTS,
     real_entry_point="gym_llmworld.real.alfworld_env:AlfworldEnv",

@@ -1,0 +1,151 @@
+"""What is known behind each command: looked up by names, nothing lost, nothing made up."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import gymnasium as gym
+import pytest
+
+import gym_llmworld  # noqa: F401 - registers the ids
+from gym_llmworld.core import Completion, Scenario, Step
+from gym_llmworld.playing import BLIND
+from gym_llmworld.scenarios import ScenarioStore
+from gym_llmworld.worlds.alfworld import WORLD
+from gym_llmworld.worlds.alfworld_text import in_engine_order
+from gym_llmworld.worlds.alfworld_wording import AlfworldWording
+
+TASK = "put a hot mug in desk."
+SCENARIO = Scenario(
+    "x",
+    "alfworld",
+    "train",
+    TASK,
+    "You are in the middle of a room. Looking quickly around you, you see a desk 1, a safe 1, and "
+    f"a shelf 1.\n\nYour task is to: {TASK}",
+    hidden={
+        "receptacles": [
+            {"name": "desk 1", "openable": False, "open": False, "contents": ["mug 2", "mug 1"]},
+            {"name": "safe 1", "openable": True, "open": False, "contents": ["pen 1"]},
+            {"name": "shelf 1", "openable": False, "open": False, "contents": []},
+        ],
+        "toggles": {"desklamp 1": True},
+        "together": [["desk 1", "shelf 1"]],
+    },
+)
+REACH = "\n- from one place: desk 1, shelf 1"
+
+
+def wording(*, hidden: bool = True) -> AlfworldWording:
+    return AlfworldWording(SCENARIO, hidden=hidden)
+
+
+def test_a_command_is_followed_by_what_it_names() -> None:
+    episode = wording()
+    assert episode.cue("go to safe 1") == " @room\n- safe 1 closed"
+    assert episode.cue("take pen 1 from desk 1") == (
+        f" @room\n- desk 1\n- safe 1 closed: pen 1{REACH}\n= {TASK} desk"
+    )
+    assert episode.cue("use desklamp 1") == " @room\n- desklamp 1 is on"
+    assert episode.cue("go to moon 1") == episode.cue("inventory") == " @room"
+    assert episode.cue("move mug 3 to desk 1") == (
+        f" @room\n- desk 1: mug 2, mug 1{REACH}\n= {TASK} mug, desk"
+    )
+    assert wording(hidden=False).cue("take pen 1 from desk 1") == f" @room\n- desk 1\n= {TASK} desk"
+
+
+def test_what_was_done_is_known_where_it_matters() -> None:
+    episode = wording()
+    for action, answer in (
+        ("go to desk 1", "You arrive at desk 1. On the desk 1, you see a mug 2, and a mug 1."),
+        ("take mug 2 from desk 1", "You pick up the mug 2 from the desk 1."),
+        ("take mug 1 from desk 1", "Nothing happens."),
+    ):
+        episode.write(action, answer)
+    took = f"{REACH}\n* take mug 2 from desk 1\n= {TASK}"
+    assert episode.cue("look") == f" @desk 1, mug 2\n- desk 1{took} mug"
+    assert episode.cue("examine desk 1") == f" @desk 1, mug 2\n- desk 1{took} desk, mug"
+    # A task is about what is held, too: a lamp is only named by who lights it.
+    assert episode.cue("go to safe 1").endswith(f"\n* take mug 2 from desk 1\n= {TASK} mug")
+    left = "On the desk 1, you see a mug 1."
+    assert episode.write("examine desk 1", left) == "On the desk 1, you see as before less mug 2."
+    # The list is newer than what was done to it; to somebody without a mug it is not worth telling.
+    assert wording().cue("examine desk 1") == f" @room\n- desk 1{REACH}\n= {TASK} desk"
+    assert episode.write("move mug 2 to desk 1", "You move the mug 2 to the desk 1.") == (
+        "You move the mug 2 to the desk 1."
+    )
+    both = "On the desk 1, you see a mug 2, and a mug 1."
+    assert episode.write("look", "Well.") == "Well."
+    assert episode.read("On the desk 1, you see as before plus mug 2.") == both
+
+
+def test_doors_are_known_as_they_were_told() -> None:
+    episode = wording()
+    assert episode.write("go to safe 1", "You arrive at safe 1. The safe 1 is closed.") == (
+        "You arrive at safe 1. The safe 1 is closed."
+    )
+    opened = "You open the safe 1. The safe 1 is open. In it, you see a pen 1."
+    assert episode.write("open safe 1", opened) == (
+        "You open the safe 1. The safe 1 is open. In it, you see as before."
+    )
+    assert episode.cue("close safe 1") == " @safe 1\n- safe 1 open"
+    episode.write("close safe 1", "You close the safe 1.")
+    assert episode.cue("take pen 1 from safe 1").startswith(" @safe 1\n- safe 1 closed: pen 1\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "On the moon 1, you see as before.",
+        "On the desk 1, you see as before, more or less.",
+        "On the desk 1, you see as before less mug 2 less.",
+        "On the desk 1, you see a mug 9.",
+        "as before",
+        "",
+    ],
+)
+def test_other_text_stays_as_it_is(text: str) -> None:
+    assert wording().read(text) == text
+
+
+def test_unknown_lists_are_told_in_full_once() -> None:
+    episode = wording(hidden=False)
+    seen = "You arrive at desk 1. On the desk 1, you see a mug 1."
+    assert episode.write("go to desk 1", seen) == seen
+    assert episode.write("examine desk 1", "On the desk 1, you see nothing.") == (
+        "On the desk 1, you see as before less mug 1."
+    )
+    # No engine lists things so: as it cannot be told otherwise, it stays.
+    odd = "On the desk 1, you see a mug 1, and a mug 2."
+    assert episode.write("examine desk 1", odd) == odd
+
+
+def test_things_stand_in_the_engines_order() -> None:
+    names = ["mug 2", "book 1", "mug 10", "book 3"]
+    assert in_engine_order(names) == ["book 3", "book 1", "mug 10", "mug 2"]
+
+
+@pytest.mark.parametrize("style", ["recall", "nocontents"])
+@pytest.mark.parametrize("agent", ["careless", "tour", "random"])
+def test_episodes_of_the_engine_come_back_letter_by_letter(style: str, agent: str) -> None:
+    pytest.importorskip("alfworld")
+    protocol, short = WORLD.protocol(style), 0
+    assert protocol.wording is not None
+    with closing(gym.make("RealWorld-ALFWorld-v0", max_episode_steps=30)) as env:
+        for start in ScenarioStore("alfworld").of_split("train")[:3]:
+            player: Any = WORLD.agents[agent]()
+            player.reset(start, 1)
+            observation, _ = env.reset(options={"scenario": start.to_json()})
+            episode, steps = protocol.wording(start), list[Step]()
+            ended = False
+            while not ended:
+                action = player.act(observation, BLIND)
+                observation, _, terminated, truncated, _ = env.step(action)
+                told = episode.write(action, observation)
+                short += " as before" in told
+                answer = Completion(told, "stop")
+                assert protocol.decode(start, answer, steps).observation == observation
+                steps.append(Step(action, observation))
+                ended = terminated or truncated
+    assert short
