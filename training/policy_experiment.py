@@ -46,6 +46,7 @@ from gym_llmworld.worlds.alfworld_explorer import AlfworldExplorer
 from training import policy
 from training.card import write_atomically
 from training.config import AGENT, Config
+from training.credit import COMMAND, EPISODE
 from training.data import Conversations
 from training.guard import OFF, ROLLBACK, STOP
 from training.policy_config import PolicyConfig
@@ -301,6 +302,11 @@ def parser() -> argparse.ArgumentParser:
         help="weight of episodes that earn less than their group (default: %(default)s)",
     )  # fmt: skip
     add(
+        "--credit", choices=(EPISODE, COMMAND), default=EPISODE,
+        help="what GRPO compares, see training.policy (default: %(default)s)",
+    )  # fmt: skip
+    add("--discount", type=float, default=1.0, help="with --credit command (default: 1)")
+    add(
         "--refusal-penalty", type=float, default=0.5,
         help="held against each refused command, see training.policy (default: %(default)s)",
     )  # fmt: skip
@@ -332,6 +338,7 @@ def settings_of(options: argparse.Namespace, command: str) -> Settings:
         groups=options.groups, group_size=options.group_size, minibatches=options.minibatches,
         learning_rate=options.learning_rate, decay=options.updates if options.decay else 0,
         negative=options.negative, refusal_penalty=options.refusal_penalty,
+        credit=options.credit, discount=options.discount,
         max_steps=options.max_steps,
         start_episodes=options.start_episodes, middle=options.middle,
         world_model=options.world_model, min_confidence=options.min_confidence,
