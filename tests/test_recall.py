@@ -66,24 +66,43 @@ def test_what_has_happened_is_known_where_it_matters() -> None:
     episode.write("smell lamp", "Oil.")
     episode.write("take moon", "What?")
     episode.write("kick lamp", "No.")
-    assert episode.cue("take red box").endswith("\n* open red box: It is open.")
+    assert episode.cue("take red box").endswith("\n* open red box")
     assert episode.cue("light lamp") == (
         " @hall\n- a lamp, which is off\n* smell lamp: Oil.\n* kick lamp: No."
     )
+    episode.write("weigh lamp", "It weighs 2 pounds.")
+    assert episode.cue("light lamp").endswith(
+        "\n* kick lamp: No.\n* weigh lamp: It weighs 2 pounds."
+    )
     assert episode.cue("take moon") == " @hall"
-    # Of a description: all of it, what is inside what was opened, what may have changed it.
+
+
+def test_a_look_is_told_with_all_that_may_have_changed() -> None:
+    episode = wording()
+    episode.write("open red box", "It is open.")
+    episode.write("open red box", "It is open.")
+    episode.write("kick lamp", "No.")
+    # The first one: everything, what is inside what was opened, what was done.
     assert episode.cue("look") == (
         " @hall\n- a lamp, which is off\n- a red box. It is closed.\n- a blue box\n"
         "- a door to the shed\n+ a red box. It is open. In it is: a key.\n"
-        "* open red box: It is open. (2 times)"
+        "* open red box (2 times)"
     )
-    now = HALL.replace("It is closed.", "It is open. In it is: a key.")
+    now = HALL.replace("It is closed.", "It is open. In it is: a key.").replace("off", "on")
     assert episode.write("look", now) == (
-        "In @hall\n- a red box. It is closed.\n+ a red box. It is open. In it is: a key."
+        "In @hall\n- a lamp, which is off\n+ a lamp, which is on\n"
+        "- a red box. It is closed.\n+ a red box. It is open. In it is: a key."
     )
-    # Now it has been seen: nothing is older than the last look.
-    assert "\n+" not in episode.cue("look")
-    assert "\n*" not in episode.cue("look")
+    # Nothing is older than the last look; what was otherwise then may be again.
+    assert episode.cue("look") == (
+        " @hall\n- a lamp, which is on\n- a red box. It is open. In it is: a key."
+    )
+    episode.write("look", now + "\n\t3 rats")
+    assert episode.cue("look") == " @hall\n- 3 rats"
+    episode.write("take blue box", "Taken.")
+    assert episode.cue("look") == " @hall\n- a red box. It is open. In it is: a key." + (
+        "\n- a blue box\n- 3 rats\n* take blue box"
+    )
 
 
 def test_other_places_are_known_from_afar() -> None:
@@ -91,12 +110,13 @@ def test_other_places_are_known_from_afar() -> None:
     assert episode.write("see shed", SHED) == "In @shed"
     assert episode.cue("see bag") == " @shed\n- an orange"
     episode.write("take rake", "Taken.")
-    assert episode.cue("see bag") == " @shed\n- an orange\n* take rake @shed: Taken."
+    # What is there now was known where it was.
+    assert episode.cue("see bag") == " @shed\n- an orange\n~ a rake\n* take rake @shed"
     assert episode.write("see bag", f"{BAG}\n\ta rake") == "In @bag\n+ a rake"
     episode.write("see hall", HALL)
-    assert episode.cue("take rake") == " @hall\n- a rake\n* take rake @shed: Taken."
+    assert episode.cue("take rake") == " @hall\n- a rake\n* take rake @shed"
     episode.write("nail door to shed", "Done.")
-    assert episode.cue("see shed").endswith("\n* nail door to shed @hall: Done.")
+    assert episode.cue("see shed").endswith("\n* nail door to shed @hall")
 
 
 def test_a_long_stutter_is_not_told_again() -> None:

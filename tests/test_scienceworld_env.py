@@ -127,14 +127,18 @@ def test_rooms_of_the_engine_are_told_by_changes(env: ScienceWorldEnv, scenario:
     assert "In @art studio" in told[8]
     # What is asked about is known: the studio's door, and who opened it since.
     assert asked[1] == " @art studio\n- A door to the hallway (that is closed)"
-    assert asked[3].startswith(" @art studio\n- the agent\n")
-    assert asked[3].endswith(
-        "\n* open door to hallway: The door is now open."
-        "\n* pick up wood cup containing red paint: You move the wood cup to the inventory."
+    # At the second look, what has been named in between.
+    assert "\n- a wood cup (containing red paint)\n" in asked[3]
+    assert "large cupboard" not in asked[3]
+    assert asked[3].endswith("\n* open door to hallway\n* pick up wood cup containing red paint")
+    assert (
+        asked[4] == " @art studio\n- A door to the hallway (that is open)\n* open door to hallway"
     )
-    assert asked[4].startswith(" @art studio\n- A door to the hallway (that is open)\n")
-    assert asked[5].endswith("\n* open door to hallway @art studio: The door is now open.")
-    assert "\n* pick up wood cup containing red paint @art studio: " in asked[7]
+    assert asked[5].endswith(
+        "\n~ A door to the hallway (that is closed)\n* open door to hallway @art studio"
+    )
+    assert "\n~ a wood cup (containing red paint)\n" in asked[7]
+    assert asked[7].endswith("\n* pick up wood cup containing red paint @art studio")
     assert asked[9].startswith(" @hallway\n- A door to the art studio (that is open)")
 
 

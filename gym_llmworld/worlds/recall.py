@@ -12,9 +12,10 @@ latest actions about it::
     * activate fridge: The fridge is not something that can be activated.
 
 A line with a plus is hidden until something is opened: signs are those of the answer, which takes
-lines away and adds others. The look-up goes by words (retrieval for language models: Lewis et al.,
-arXiv 2005.11401) and knows nothing of what an action does: what has become of all that is the
-model's to say. Descriptions are told as `gym_llmworld.worlds.changes` words them.
+lines away and adds others. With a tilde it was known of what has been moved since. The look-up goes
+by words (retrieval for language models: Lewis et al., arXiv 2005.11401) and knows nothing of what
+an action does: what has become of all that is the model's to say. Descriptions are told as
+`gym_llmworld.worlds.changes` words them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 from gym_llmworld.core import Scenario
@@ -29,6 +31,7 @@ from gym_llmworld.worlds.changes import ChangesWording, Pieces
 
 _T = TypeVar("_T")
 _WORD = re.compile(r"[a-z0-9]+")
+_NUMBER = re.compile(r"\d")
 _JOINS = re.compile(r"\b(?:to|in|into|on|onto|with|using|from)\b")
 _UNTOLD = frozenset(
     _WORD.findall(
@@ -44,6 +47,7 @@ _MOST_TURNS = 2
 _MOST_SINCE = 24
 
 
+@lru_cache(maxsize=65536)
 def words_of(text: str) -> frozenset[str]:
     """Returns the words by which things are looked up."""
     return frozenset(_WORD.findall(text.lower())) - _UNTOLD
@@ -57,17 +61,28 @@ def arguments(action: str) -> list[frozenset[str]]:
 
 @dataclass(frozen=True)
 class _Turn:
-    """What came of an action; ``place`` is where it was taken."""
+    """What came of an action.
+
+    Attributes:
+        action: As it was taken.
+        place: Where.
+        answer: Its first line.
+        idle: It cannot have changed anything that a description tells.
+        about: The lines that were known about it then.
+    """
 
     action: str
     place: str | None
     answer: str
     idle: bool
+    about: tuple[str, ...]
 
     def told(self, here: str | None) -> str:
         """Returns the turn in words, with its place if that is another."""
         where = "" if self.place in (here, None) else f" @{self.place}"
-        return f"* {self.action}{where}: {self.answer}"
+        # That something was done is said by telling it.
+        plain = not self.idle and not _NUMBER.search(self.answer)
+        return f"* {self.action}{where}" + ("" if plain else f": {self.answer}")
 
 
 @dataclass(frozen=True)
@@ -119,7 +134,9 @@ class RecallWording(ChangesWording):
             for place, lines in lookup.opened(scenario).items()
         }
         self._turns: list[_Turn] = []
+        # Of each place: the turns before its last look, and what was otherwise then.
         self._described: dict[str, int] = {}
+        self._restless: dict[str, frozenset[str]] = {}
 
     def cue(self, action: str) -> str:
         """Returns the place, and a line for all that is known about the action."""
@@ -127,17 +144,19 @@ class RecallWording(ChangesWording):
 
     def write(self, action: str, observation: str) -> str:
         """Returns what is otherwise in a description, other text as it is; remembers both."""
-        here = self._latest
+        here, described = self._latest, self._pieces.described(observation)
+        before = self._lines(described)
+        about = () if described is not None else tuple(self._about(action, each=1))
         told = super().write(action, observation)
         # A look at another room describes it, and leaves the agent where it is.
         self._latest = self._lookup.place(action, observation) or here
-        described = self._pieces.described(observation)
         if described is not None:
             self._described[described] = len(self._turns)
+            self._restless[described] = frozenset(self._lines(described)) - frozenset(before)
         elif not self._lookup.void(observation):
             answer = observation.partition("\n")[0].strip()[:_LONGEST_ANSWER]
             idle = self._lookup.idle(action, observation)
-            self._turns.append(_Turn(action, here, answer, idle))
+            self._turns.append(_Turn(action, here, answer, idle, about))
         return told
 
     def _recalled(self, action: str) -> Iterator[str]:
@@ -145,19 +164,27 @@ class RecallWording(ChangesWording):
         if place in self._descriptions():
             yield from self._whole(place)
             return
-        lines = [*self._lines(self._latest), *self._lines(self._lookup.carried)]
-        lines += self._held_back(self._latest, lines)
-        found: dict[str, None] = {}
-        for wanted in arguments(action):
-            best = _best(wanted, lines, lambda line: line)
-            found.update(dict.fromkeys(best[:_MOST_LINES]))
+        found = self._about(action, each=_MOST_LINES)
         for wanted in arguments(action):
             turns = _best(wanted, self._turns, lambda turn: turn.action)
             found.update(dict.fromkeys(t.told(self._latest) for t in turns[-_MOST_TURNS:]))
         yield from found
 
+    def _about(self, action: str, each: int) -> dict[str, None]:
+        """Returns the lines about each thing that an action names, at most so many, in order."""
+        lines = [*self._lines(self._latest), *self._lines(self._lookup.carried)]
+        lines += self._held_back(self._latest, lines)
+        found: dict[str, None] = {}
+        for wanted in arguments(action):
+            found.update(dict.fromkeys(_best(wanted, lines, lambda line: line)[:each]))
+        return found
+
     def _whole(self, place: str) -> Iterator[str]:
-        """Yields the last description of a place, and what has happened there since."""
+        """Yields what was last seen of a place and may be otherwise, and what has happened since.
+
+        All of it at the first look; then what somebody has named, what was otherwise the last time
+        and what is told by a number.
+        """
         lines = self._lines(place)
         # Doors have two sides: what names a place may have changed it from elsewhere.
         name = words_of(place)
@@ -168,10 +195,20 @@ class RecallWording(ChangesWording):
             and (place in (turn.place, self._lookup.carried) or name <= words_of(turn.action))
         ]
         named = frozenset().union(*(words for turn in since for words in arguments(turn.action)))
+        if place in self._described and place != self._lookup.carried:
+            restless = self._restless[place]
+            lines = [
+                line
+                for line in lines
+                if line in restless or _NUMBER.search(line) or words_of(line) & named
+            ]
         yield from lines
         for line in self._held_back(place, lines):
             if words_of(line.partition(".")[0]) & named:
                 yield line
+        shown = {line[2:] for line in lines}
+        moved = dict.fromkeys(line[2:] for turn in since[-_MOST_SINCE:] for line in turn.about)
+        yield from (f"~ {line}" for line in moved if line not in shown)
         told = [turn.told(place) for turn in since[-_MOST_SINCE:]]
         for i, line in enumerate(told):
             if line not in told[:i]:
