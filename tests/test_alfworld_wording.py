@@ -43,16 +43,18 @@ def wording(*, hidden: bool = True) -> AlfworldWording:
 
 def test_a_command_is_followed_by_what_it_names() -> None:
     episode = wording()
-    assert episode.cue("go to safe 1") == " @room\n- safe 1 closed"
+    assert episode.cue("go to safe 1") == " | room |\n- safe 1 closed"
     assert episode.cue("take pen 1 from desk 1") == (
-        f" @room\n- desk 1\n- safe 1 closed: pen 1{REACH}\n= {TASK} desk"
+        f" | room |\n- desk 1\n- safe 1 closed: pen 1{REACH}\n= {TASK} desk"
     )
-    assert episode.cue("use desklamp 1") == " @room\n- desklamp 1 is on"
-    assert episode.cue("go to moon 1") == episode.cue("inventory") == " @room"
+    assert episode.cue("use desklamp 1") == " | room |\n- desklamp 1 is on"
+    assert episode.cue("go to moon 1") == episode.cue("inventory") == " | room |"
     assert episode.cue("move mug 3 to desk 1") == (
-        f" @room\n- desk 1: mug 2, mug 1{REACH}\n= {TASK} mug, desk"
+        f" | room |\n- desk 1: mug 2, mug 1{REACH}\n= {TASK} mug, desk"
     )
-    assert wording(hidden=False).cue("take pen 1 from desk 1") == f" @room\n- desk 1\n= {TASK} desk"
+    assert (
+        wording(hidden=False).cue("take pen 1 from desk 1") == f" | room |\n- desk 1\n= {TASK} desk"
+    )
 
 
 def test_what_was_done_is_known_where_it_matters() -> None:
@@ -64,14 +66,14 @@ def test_what_was_done_is_known_where_it_matters() -> None:
     ):
         episode.write(action, answer)
     took = f"{REACH}\n* take mug 2 from desk 1\n= {TASK}"
-    assert episode.cue("look") == f" @desk 1, mug 2\n- desk 1{took} mug"
-    assert episode.cue("examine desk 1") == f" @desk 1, mug 2\n- desk 1{took} desk, mug"
+    assert episode.cue("look") == f" | desk 1 | mug 2\n- desk 1{took} mug"
+    assert episode.cue("examine desk 1") == f" | desk 1 | mug 2\n- desk 1{took} desk, mug"
     # A task is about what is held, too: a lamp is only named by who lights it.
     assert episode.cue("go to safe 1").endswith(f"\n* take mug 2 from desk 1\n= {TASK} mug")
     left = "On the desk 1, you see a mug 1."
     assert episode.write("examine desk 1", left) == "On the desk 1, you see as before less mug 2."
     # The list is newer than what was done to it; to somebody without a mug it is not worth telling.
-    assert wording().cue("examine desk 1") == f" @room\n- desk 1{REACH}\n= {TASK} desk"
+    assert wording().cue("examine desk 1") == f" | room |\n- desk 1{REACH}\n= {TASK} desk"
     assert episode.write("move mug 2 to desk 1", "You move the mug 2 to the desk 1.") == (
         "You move the mug 2 to the desk 1."
     )
@@ -89,9 +91,9 @@ def test_doors_are_known_as_they_were_told() -> None:
     assert episode.write("open safe 1", opened) == (
         "You open the safe 1. The safe 1 is open. In it, you see as before."
     )
-    assert episode.cue("close safe 1") == " @safe 1\n- safe 1 open"
+    assert episode.cue("close safe 1") == " | safe 1 |\n- safe 1 open"
     episode.write("close safe 1", "You close the safe 1.")
-    assert episode.cue("take pen 1 from safe 1").startswith(" @safe 1\n- safe 1 closed: pen 1\n")
+    assert episode.cue("take pen 1 from safe 1").startswith(" | safe 1 |\n- safe 1 closed: pen 1\n")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from gym_llmworld.backends import Confirmer, Scorer, hf_decode, load_backend
 from gym_llmworld.backends.hf import HFBackend
 from gym_llmworld.backends.hf_chat import ChatEncoder
 from gym_llmworld.backends.hf_sampling import Draw, pick
-from gym_llmworld.checkpoints import embedded_model
+from gym_llmworld.checkpoints import checkpoint_style, embedded_model
 from gym_llmworld.core import Completion, Message, Sampling
 from gym_llmworld.errors import BackendError, CheckpointError, ContextOverflow
 from gym_llmworld.scenarios import ScenarioStore
@@ -622,9 +622,10 @@ def test_greedy_equals_generate_on_cuda(tmp_path: Path, architecture: Architectu
 
 
 def test_confirmed_is_what_would_be_written() -> None:
-    backend = HFBackend(embedded_model("alfworld"))
+    path = embedded_model("alfworld")
+    backend = HFBackend(path)
     assert isinstance(backend, Confirmer)
-    protocol = get_world("alfworld").protocol("engine")
+    protocol = get_world("alfworld").protocol(checkpoint_style(path, "alfworld"))
     chats = [
         protocol.encode(scenario, (), f"{verb} {place['name']}")
         for scenario in ScenarioStore("alfworld").of_split("valid_unseen")[:4]

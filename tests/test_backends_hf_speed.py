@@ -19,7 +19,7 @@ from gym_llmworld.backends.hf_chat import Ids
 from gym_llmworld.backends.hf_guess import continuation
 from gym_llmworld.backends.hf_sampling import Draw
 from gym_llmworld.backends.hf_slots import Job, Slots
-from gym_llmworld.checkpoints import embedded_model
+from gym_llmworld.checkpoints import checkpoint_style, embedded_model
 from gym_llmworld.core import Completion, Message, Sampling
 from gym_llmworld.errors import BackendError
 from gym_llmworld.scenarios import ScenarioStore
@@ -184,7 +184,7 @@ def test_embedded_models_answer_as_plain_greedy_decoding_does(key: str) -> None:
     world = get_world(key)
     path = embedded_model(key)
     plain, guessing = HFBackend(path, guesses=0), HFBackend(path)
-    protocol, store = world.protocol("engine"), ScenarioStore(key)
+    protocol, store = world.protocol(checkpoint_style(path, key)), ScenarioStore(key)
     chats = []
     for scenario in store.of_split(store.splits()[-1])[:3]:
         agent = world.agents["noisy"]()

@@ -16,7 +16,7 @@ from gym_llmworld.backends import load_backend
 from gym_llmworld.backends.hf import HFBackend
 from gym_llmworld.backends.llamacpp import LlamaCppBackend
 from gym_llmworld.backends.llamacpp_gguf import gguf_of
-from gym_llmworld.checkpoints import embedded_model
+from gym_llmworld.checkpoints import checkpoint_style, embedded_model
 from gym_llmworld.core import Completion, Message, Sampling, Step
 from gym_llmworld.errors import BackendError, CheckpointError, ContextOverflow, MissingDependency
 from gym_llmworld.scenarios import ScenarioStore
@@ -137,7 +137,8 @@ class TestLlamaCpp:
     def test_embedded_models(self, key: str) -> None:
         world, store = get_world(key), ScenarioStore(key)
         shared = load_backend(embedded_model(key), "llamacpp")
-        hf, protocol = HFBackend(embedded_model(key)), world.protocol("engine")
+        path = embedded_model(key)
+        hf, protocol = HFBackend(path), world.protocol(checkpoint_style(path, key))
         for scenario in store.of_split(store.splits()[-1])[:2]:
             agent = world.agents["noisy"]()
             agent.reset(scenario, 0)

@@ -25,7 +25,7 @@ import gym_llmworld  # noqa: F401 - registers the environments
 from gym_llmworld import cli_serve
 from gym_llmworld.backends.hf import HFBackend
 from gym_llmworld.backends.openai_server import OpenAIBackend
-from gym_llmworld.checkpoints import embedded_model
+from gym_llmworld.checkpoints import checkpoint_style, embedded_model
 from gym_llmworld.core import Completion, Message, Sampling
 from gym_llmworld.errors import BackendError, CheckpointError, ContextOverflow, MissingDependency
 from gym_llmworld.scenarios import ScenarioStore
@@ -206,7 +206,9 @@ real = pytest.mark.timeout(PATIENCE_SECONDS + 600)
 
 
 def chats() -> list[list[Message]]:
-    protocol = get_world("alfworld").protocol("engine")
+    protocol = get_world("alfworld").protocol(
+        checkpoint_style(embedded_model("alfworld"), "alfworld")
+    )
     starts = ScenarioStore("alfworld").of_split("valid_unseen")[:3]
     return [list(protocol.encode(start, (), action)) for start in starts for action in ACTIONS[:2]]
 

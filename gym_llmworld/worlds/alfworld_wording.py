@@ -6,7 +6,7 @@ and then, as `gym_llmworld.worlds.recall` does it for rooms of prose, by what wa
 things that it names and by the commands that named them since; and, where the task names such
 things, by the commands about it, the task, and what they have in common::
 
-    heat mug 2 with microwave 1 @microwave 1, mug 2
+    heat mug 2 with microwave 1 | microwave 1 | mug 2
     - microwave 1 closed: mug 1
     * take mug 2 from desk 1
     = put a hot mug in cabinet. mug
@@ -81,7 +81,8 @@ class AlfworldWording:
         """Returns where the agent is, what it holds, and a line for all that is known."""
         at, held = self._player.location or _MIDDLE, self._player.held
         named = _NAMES.findall(action)
-        here = f" @{at}, {held}" if held else f" @{at}"
+        # Names as they are in commands: who is at shelf 3 already goes nowhere.
+        here = f" | {at} | {held}" if held else f" | {at} |"
         lines = self._known(named or [at], [*named, held] if held else named)
         return "\n".join([here, *lines])
 
