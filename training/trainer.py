@@ -206,7 +206,7 @@ def common_arguments(config: Config) -> dict[str, Any]:
         "adam_beta2": config.beta2,
         "optim": "adamw_torch_fused",
         "max_grad_norm": 1.0,
-        "bf16": gpu,
+        "bf16": gpu or config.bf16,
         "use_cpu": not gpu,
         "activation_checkpointing": False,
         "save_strategy": "no",

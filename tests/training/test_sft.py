@@ -218,6 +218,23 @@ def test_every_weight_moves_in_one_step(
     assert not still
 
 
+def test_half_the_bits_give_nearly_the_same_gradients(
+    files: tuple[Path, Path], chats: tuple[Chat, ...], tmp_path: Path
+) -> None:
+    data, found = read_conversations((files[0],), "engine"), []
+    for bf16 in (False, True):
+        config = tiny_config(files, tmp_path, bf16=bf16)
+        model, tokenizer = load(config, chats)
+        trainer = build_trainer(config, model, tokenizer, data, Conversations(), "test")
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+        trainer.accelerator.backward(trainer.compute_loss(model.train(), batch))
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+        found.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
+    whole, half = found
+    assert not torch.equal(whole, half)
+    assert torch.cosine_similarity(whole, half, dim=0) > 0.999
+
+
 def test_recall_initialisation_looks_up_before_any_training() -> None:
     ids = torch.randint(20, 400, (1, 300), generator=torch.Generator().manual_seed(0))
     # 'cabinet 3 | you see a | X' ... 'cabinet 3 | you see a' -> X
