@@ -247,6 +247,10 @@ class Protocol:
         default_factory=OrderedDict, init=False, repr=False, compare=False
     )
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Protocol:
+        """Returns itself: a protocol is a value, and what it remembers may be told again."""
+        return self
+
     def admit(self, action: str) -> str | None:
         """Returns the action as it enters the chat, or None if it may not enter one."""
         admitted = admit(action, self.max_action_chars)
