@@ -98,7 +98,7 @@ def run(config: PolicyConfig, command: str = "python -m training.policy") -> Lea
     progress = Progress.read(found[0]) if found else Progress()
     log = config.output / LOG_FILE
     _cut(log, progress.updates)
-    arena = _arena(config)
+    arena = arena_of(config)
     with closing(arena):
         guard = _guard(config)
         try:
@@ -157,7 +157,7 @@ def build_trainer(
     trainer = PolicyTrainer(
         config,
         arena,
-        _starts(config),
+        starts_of(config),
         policy,
         progress,
         watch,
@@ -210,7 +210,12 @@ def _arguments(config: PolicyConfig) -> GRPOConfig:
     )
 
 
-def _starts(config: PolicyConfig) -> StartSampler:
+def starts_of(config: PolicyConfig) -> StartSampler:
+    """Returns what draws the starts of a run.
+
+    Raises:
+        DataError: No recorded episode has a middle.
+    """
     scenarios = ScenarioStore(config.world.key, config.games or None).of_split(config.split)
     recorded: list[Episode] = []
     if config.start_episodes is not None:
@@ -225,7 +230,8 @@ def _starts(config: PolicyConfig) -> StartSampler:
     )
 
 
-def _arena(config: PolicyConfig) -> Arena:
+def arena_of(config: PolicyConfig) -> Arena:
+    """Returns the worlds of a run; see `Arena.open`."""
     return Arena.open(
         config.env,
         config.lanes or config.episodes,

@@ -316,6 +316,7 @@ def parser() -> argparse.ArgumentParser:
         help="what follows when imagined successes are not real (default: %(default)s)",
     )  # fmt: skip
     add("--guard-threshold", type=float, default=0.5, help="default: %(default)s")
+    add("--bf16", action="store_true", help="learn in bfloat16 on CPUs, see training.sft")
     add("--max-steps", type=int, default=25, help="step limit everywhere (default: %(default)s)")
     add("--exam-games", type=int, default=60, help="per held-out split (default: %(default)s)")
     return built
@@ -331,14 +332,14 @@ def settings_of(options: argparse.Namespace, command: str) -> Settings:
         role=AGENT, only_success=True, model=options.sft_model or embedded_model(_WORLD.key),
         epochs=options.sft_epochs, learning_rate=options.sft_learning_rate, batch_size=8,
         context=1024, checkpoint_minutes=2.0, threads=1, agent_style=REMINDED,
-        teacher=SEARCH, kinds_init=not options.sft_model,
+        teacher=SEARCH, kinds_init=not options.sft_model, bf16=options.bf16,
     )  # fmt: skip
     rl = PolicyConfig(
         model="runs/agent", games=options.games or "", updates=options.updates,
         groups=options.groups, group_size=options.group_size, minibatches=options.minibatches,
         learning_rate=options.learning_rate, decay=options.updates if options.decay else 0,
         negative=options.negative, refusal_penalty=options.refusal_penalty,
-        credit=options.credit, discount=options.discount,
+        credit=options.credit, discount=options.discount, bf16=options.bf16,
         max_steps=options.max_steps,
         start_episodes=options.start_episodes, middle=options.middle,
         world_model=options.world_model, min_confidence=options.min_confidence,

@@ -258,7 +258,7 @@ def test_the_program_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
 def test_what_has_no_gradient_is_left_out_and_changes_nothing(agent: Path, tmp_path: Path) -> None:
     settings = config(agent, tmp_path, max_steps=2)
     tmp_path.mkdir(exist_ok=True)
-    arena = policy._arena(settings)
+    arena = policy.arena_of(settings)
     trainer = policy.build_trainer(settings, arena, None, Progress(), tmp_path / "log")
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
@@ -287,7 +287,7 @@ def _first_batch(
 ) -> tuple[Any, dict[str, Any], list[Rollout]]:
     """Plays an update without learning from it."""
     folder.mkdir(parents=True, exist_ok=True)
-    arena = policy._arena(settings)
+    arena = policy.arena_of(settings)
     trainer = policy.build_trainer(settings, arena, None, Progress(), folder / "log")
     trainer.current_gradient_accumulation_steps = 1
     played: list[Rollout] = []
