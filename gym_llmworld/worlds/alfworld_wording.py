@@ -2,11 +2,12 @@
 
 A room's receptacles and what lies in them are a long context, and to answer a command a small
 model needs little of it. Here a command is followed by where the agent stands and what it holds,
-and then, as `gym_llmworld.worlds.recall` does it for rooms of prose, by what was last told of the
-things that it names and by the commands that named them since; and, where the task names such
-things, by the commands about it, the task, and what they have in common::
+with an equals sign for what the command names, too. Then follows, as `gym_llmworld.worlds.recall`
+does it for rooms of prose, what was last told of the things that it names and the commands that
+named them since; and, where the task names such things, the commands about it, the task, and what
+they have in common::
 
-    heat mug 2 with microwave 1 | microwave 1 | mug 2
+    heat mug 2 with microwave 1 | = | =
     - microwave 1 closed: mug 1
     * take mug 2 from desk 1
     = put a hot mug in cabinet. mug
@@ -40,6 +41,7 @@ _AS_BEFORE = re.compile(rf"as before((?: less {_NAME})*)((?: plus {_NAME})*)")
 _LOOKS = re.compile(r"(?:go|look|examine|inventory|help)\b")
 _WORD = re.compile(r"[a-z]+")
 _MIDDLE = "room"
+_NAMED = "="
 _MOST_TURNS = 3
 
 
@@ -81,8 +83,8 @@ class AlfworldWording:
         """Returns where the agent is, what it holds, and a line for all that is known."""
         at, held = self._player.location or _MIDDLE, self._player.held
         named = _NAMES.findall(action)
-        # Names as they are in commands: who is at shelf 3 already goes nowhere.
-        here = f" | {at} | {held}" if held else f" | {at} |"
+        same = [_NAMED if name in named else name for name in (at, held) if name]
+        here = " | ".join(["", *same]) + ("" if held else " |")
         lines = self._known(named or [at], [*named, held] if held else named)
         return "\n".join([here, *lines])
 
