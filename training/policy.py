@@ -193,7 +193,7 @@ def _arguments(config: PolicyConfig) -> GRPOConfig:
         weight_decay=0.0,
         max_grad_norm=1.0,
         optim="adamw_torch_fused",
-        bf16=gpu or config.bf16,
+        bf16=gpu,
         use_cpu=not gpu,
         gradient_checkpointing=False,
         save_strategy="no",
@@ -262,7 +262,7 @@ def _check_folder(config: PolicyConfig) -> None:
     claim(
         file,
         {name: getattr(config, name) for name in fields if name not in _INDIFFERENT},
-        defaults={"decay": 0, "credit": EPISODE, "discount": 1.0, "bf16": False},
+        defaults={"decay": 0, "credit": EPISODE, "discount": 1.0},
     )
 
 

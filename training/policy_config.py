@@ -95,9 +95,6 @@ class PolicyConfig:
     resume: bool = _option(True, "continue from the last complete checkpoint in --output")
     seed: int = _option(0, "of starts, answers and batches")
     threads: int = _option(0, "CPU threads (0: torch's choice)")
-    bf16: bool = _option(
-        False, "compute the loss in bfloat16 on CPUs, too, see python -m training.sft --help"
-    )
 
     def __post_init__(self) -> None:
         """Refuses runs that could not end well, before anything is loaded."""

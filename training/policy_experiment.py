@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import closing
@@ -222,6 +224,22 @@ def sampled(exam: Exam, agent: Path, seed: int) -> dict[str, Any]:
         return success_of([one.episode for _, one in played])
 
 
+def end_with_the_parent() -> None:
+    """Has this process end when the one that started it does.
+
+    A killed experiment would otherwise go on in the background, and write into the folders of the
+    one that is started to continue it.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait_for_the_end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_the_end, daemon=True).start()
+
+
 def run(
     settings: Settings, arms: Sequence[str], seeds: Sequence[int], workers: int
 ) -> Iterable[None]:
@@ -234,7 +252,7 @@ def run(
         workers: Processes.
     """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=end_with_the_parent) as pool:
         starts = {pool.submit(supervised, settings, seed): seed for seed in seeds}
         waiting: set[Future[None]] = set(starts)
         while waiting:
@@ -316,7 +334,6 @@ def parser() -> argparse.ArgumentParser:
         help="what follows when imagined successes are not real (default: %(default)s)",
     )  # fmt: skip
     add("--guard-threshold", type=float, default=0.5, help="default: %(default)s")
-    add("--bf16", action="store_true", help="learn in bfloat16 on CPUs, see training.sft")
     add("--max-steps", type=int, default=25, help="step limit everywhere (default: %(default)s)")
     add("--exam-games", type=int, default=60, help="per held-out split (default: %(default)s)")
     return built
@@ -332,14 +349,14 @@ def settings_of(options: argparse.Namespace, command: str) -> Settings:
         role=AGENT, only_success=True, model=options.sft_model or embedded_model(_WORLD.key),
         epochs=options.sft_epochs, learning_rate=options.sft_learning_rate, batch_size=8,
         context=1024, checkpoint_minutes=2.0, threads=1, agent_style=REMINDED,
-        teacher=SEARCH, kinds_init=not options.sft_model, bf16=options.bf16,
+        teacher=SEARCH, kinds_init=not options.sft_model,
     )  # fmt: skip
     rl = PolicyConfig(
         model="runs/agent", games=options.games or "", updates=options.updates,
         groups=options.groups, group_size=options.group_size, minibatches=options.minibatches,
         learning_rate=options.learning_rate, decay=options.updates if options.decay else 0,
         negative=options.negative, refusal_penalty=options.refusal_penalty,
-        credit=options.credit, discount=options.discount, bf16=options.bf16,
+        credit=options.credit, discount=options.discount,
         max_steps=options.max_steps,
         start_episodes=options.start_episodes, middle=options.middle,
         world_model=options.world_model, min_confidence=options.min_confidence,

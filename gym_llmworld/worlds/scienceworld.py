@@ -9,7 +9,9 @@ Prompt styles that word the hidden state:
   what closed containers hold, and the goals; without what a model of the world has no use for.
 * ``recall``: nothing but the goals and the task. What is known of the rooms and has happened stands
   behind each action, as far as the action is about it, and a description tells what is otherwise
-  than at the last look; see `gym_llmworld.worlds.recall`.
+  than at the last look; see `gym_llmworld.worlds.recall`. No embedded model knows it yet: 71
+  minutes of a core beside other work made one of 0.739 exact match on 2,167 development turns,
+  where the one that ships has 0.755.
 """
 
 from __future__ import annotations
