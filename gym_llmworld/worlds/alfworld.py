@@ -4,18 +4,18 @@ Three prompt styles word the hidden state, one does without:
 
 * ``word2world``, byte for byte the context of the published checkpoints (Word2World, appendix A.4):
   receptacles and contents sorted as strings, always the article "a".
-* ``engine``: the sentences that the engine itself will say, in its order, so that looking into a
-  drawer is copying.
-* ``recall``, for the embedded model: the task alone. What is known, hidden contents included,
-  stands behind each command that names it; see `gym_llmworld.worlds.alfworld_wording`.
-* ``nocontents``, for the embedded model, without hidden context: the first observation, and behind
-  each command what has been told on the way. What lies where has to be invented.
+* ``engine``, for the embedded model: the sentences that the engine itself will say, in its order,
+  so that looking into a drawer is copying.
+* ``nocontents``, for the embedded model, without hidden context: the first observation. What lies
+  where has to be invented.
+* ``recall``: the task alone. What is known, hidden contents included, stands behind each command
+  that names it; see `gym_llmworld.worlds.alfworld_wording`. No embedded model knows it yet: see the
+  embedded one's card for what it was worth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from gym_llmworld.core import Scenario
@@ -107,10 +107,7 @@ WORLD = World(
         "nocontents": nocontents_context,
         "word2world": word2world_context,
     },
-    wordings={
-        "recall": partial(AlfworldWording, hidden=True),
-        "nocontents": partial(AlfworldWording, hidden=False),
-    },
+    wordings={"recall": AlfworldWording},
     agents=ALFWORLD_AGENTS,
     real_entry_point="gym_llmworld.real.alfworld_env:AlfworldEnv",
     real_policies={"handcoded": "gym_llmworld.real.alfworld_expert:HandcodedPolicy"},

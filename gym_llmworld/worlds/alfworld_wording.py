@@ -65,10 +65,9 @@ class AlfworldWording:
 
     Args:
         scenario: Where it starts.
-        hidden: Look things up in the hidden contents, too.
     """
 
-    def __init__(self, scenario: Scenario, *, hidden: bool) -> None:
+    def __init__(self, scenario: Scenario) -> None:
         self._task = scenario.instruction
         self._wanted = frozenset(_WORD.findall(scenario.instruction))
         self._player = AlfworldBelief()
@@ -76,8 +75,7 @@ class AlfworldWording:
         self._places = {name: _Told() for name in self._player.places}
         self._turns: list[str] = []
         self._facts: list[str] = []
-        if hidden:
-            self._read_hidden(scenario.hidden)
+        self._read_hidden(scenario.hidden)
 
     def cue(self, action: str) -> str:
         """Returns where the agent is, what it holds, and a line for all that is known."""
@@ -109,7 +107,7 @@ class AlfworldWording:
         return _LIST.sub(self._whole, text)
 
     def _read_hidden(self, hidden: Mapping[str, Any]) -> None:
-        for place in hidden["receptacles"]:
+        for place in hidden.get("receptacles", ()):
             door = ("open" if place["open"] else "closed") if place["openable"] else ""
             self._places[place["name"]] = _Told(tuple(place["contents"]), 0, door)
         self._facts += [
