@@ -103,6 +103,7 @@ def test_doors_are_known_as_they_were_told() -> None:
         "On the desk 1, you see as before, more or less.",
         "On the desk 1, you see as before less mug 2 less.",
         "On the desk 1, you see a mug 9.",
+        f"On the desk 1, you see as before plus mug {'9' * 5000}.",
         "as before",
         "",
     ],

@@ -29,7 +29,8 @@ from gym_llmworld.core import Scenario
 from gym_llmworld.worlds.alfworld_belief import REFUSAL, AlfworldBelief, kind_of
 from gym_llmworld.worlds.alfworld_text import in_engine_order, listing
 
-_NAME = r"[a-z]+ \d+"
+# No more digits than any thing has: a model may write a number that Python refuses to read.
+_NAME = r"[a-z]+ \d{1,6}"
 _NAMES = re.compile(_NAME)
 _LIST = re.compile(
     rf"(?P<head>(?:On the (?P<on>{_NAME})|The (?P<within>{_NAME}) is open\. In it), you see )"

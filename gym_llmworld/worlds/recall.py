@@ -47,7 +47,7 @@ _MOST_TURNS = 2
 _MOST_SINCE = 24
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=8192)
 def words_of(text: str) -> frozenset[str]:
     """Returns the words by which things are looked up."""
     return frozenset(_WORD.findall(text.lower())) - _UNTOLD
