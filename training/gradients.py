@@ -32,13 +32,13 @@ from gym_llmworld.checkpoints import agent_style
 from gym_llmworld.errors import WorldModelError
 from gym_llmworld.policy_prompt import PolicyPrompt
 from training.card import write_atomically
-from training.credit import command_advantages
+from training.credit import COMMAND, EPISODE, command_advantages
 from training.guard import OFF
 from training.policy import arena_of, starts_of
 from training.policy_config import PolicyConfig
 from training.token_policy import Rollout, TokenPolicy
 
-EPISODE, COMMAND, REFUSAL = "episode", "command", "refusal"
+REFUSAL = "refusal"
 _ALIKE = 4
 """Episodes per forward pass."""
 

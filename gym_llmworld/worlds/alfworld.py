@@ -9,8 +9,8 @@ Three prompt styles word the hidden state, one does without:
 * ``nocontents``, for the embedded model, without hidden context: the first observation. What lies
   where has to be invented.
 * ``recall``: the task alone. What is known, hidden contents included, stands behind each command
-  that names it; see `gym_llmworld.worlds.alfworld_wording`. No embedded model knows it yet: see the
-  embedded one's card for what it was worth.
+  that names it; see `gym_llmworld.worlds.alfworld_wording`. No embedded model knows it yet, one
+  on the way does: see ``training/checkpoints``.
 """
 
 from __future__ import annotations

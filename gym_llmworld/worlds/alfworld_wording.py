@@ -1,4 +1,4 @@
-"""ALFWorld as the embedded model tells it: what is known stands behind each command.
+"""ALFWorld by recall: what is known stands behind each command.
 
 A room's receptacles and what lies in them are a long context, and to answer a command a small
 model needs little of it. Here a command is followed by where the agent stands and what it holds,
