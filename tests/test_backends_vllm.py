@@ -27,7 +27,7 @@ from gym_llmworld.backends import load_backend
 from gym_llmworld.backends.base import Engine
 from gym_llmworld.backends.hf import HFBackend
 from gym_llmworld.backends.vllm_engine import VLLMBackend
-from gym_llmworld.checkpoints import embedded_model
+from gym_llmworld.checkpoints import checkpoint_style, embedded_model
 from gym_llmworld.core import Completion, Message, Sampling
 from gym_llmworld.errors import BackendError, CheckpointError, ContextOverflow, MissingDependency
 from gym_llmworld.scenarios import ScenarioStore
@@ -389,8 +389,8 @@ def test_the_embedded_model_plays_the_same_world() -> None:
 
     store = ScenarioStore("alfworld")
     scenarios = list(store.of_split("valid_unseen")[:4])
-    protocol = get_world("alfworld").protocol("engine")
     model = embedded_model("alfworld")
+    protocol = get_world("alfworld").protocol(checkpoint_style(model, "alfworld"))
     shared = load_backend(model, "vllm")
     assert isinstance(shared.engine, VLLMBackend)
     chats = [list(protocol.encode(scenario, (), "look")) for scenario in scenarios]

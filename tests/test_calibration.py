@@ -24,7 +24,7 @@ from gym_llmworld.calibration import (
     read_calibration,
     with_calibration,
 )
-from gym_llmworld.checkpoints import embedded_model
+from gym_llmworld.checkpoints import checkpoint_style, embedded_model
 from gym_llmworld.cli_calibrate import calibrate
 from gym_llmworld.core import Completion, Episode, Message, Sampling, Scenario, Step
 from gym_llmworld.errors import BackendError, CheckpointError, ContextOverflow, DataError
@@ -324,7 +324,7 @@ def test_infos_carry_the_calibrated_confidence(tmp_path: Path) -> None:
 
 def test_the_shipped_calibration_belongs_to_the_shipped_weights() -> None:
     folder = embedded_model("alfworld")
-    shipped = read_calibration(folder, "engine")
+    shipped = read_calibration(folder, checkpoint_style(folder, "alfworld"))
     assert shipped is not None
     sure, unsure = shipped.confidence(completion(-1e-4)), shipped.confidence(completion(-2.0))
     assert sure is not None
@@ -335,13 +335,14 @@ def test_the_shipped_calibration_belongs_to_the_shipped_weights() -> None:
 
 def said_by(model: Path, count: int) -> list[Episode]:
     """Episodes of one step; every other one says what the model will predict."""
-    protocol = get_world("alfworld").protocol("engine")
+    protocol = get_world("alfworld").protocol(checkpoint_style(str(model), "alfworld"))
     backend = load_backend(str(model))
     episodes = []
     for i, scenario in enumerate(ScenarioStore("alfworld").of_split("valid_seen")[:count]):
         [answer] = backend.generate([protocol.encode(scenario, (), "look")], [Sampling()])
         assert isinstance(answer, Completion)
-        text = answer.text if i % 2 else f"Room {i}."
+        said = protocol.decode(scenario, answer, ()).observation
+        text = said if i % 2 else f"Room {i}."
         episodes.append(Episode(scenario, (Step("look", text),), "real", "nobody"))
     backend.close()
     return episodes
@@ -358,7 +359,7 @@ def test_the_command_writes_report_diagram_and_calibration(tmp_path: Path) -> No
     assert report["fit"]["scenarios"] == report["scenarios"] == 4
     assert set(report["ways"]) == {"calibrated", "sequence probability", "agreement"}
     assert (out / "reliability.png").stat().st_size > 10_000
-    assert read_calibration(str(folder), "engine") is not None
+    assert read_calibration(str(folder), checkpoint_style(str(folder), "alfworld")) is not None
     assert (out / CALIBRATION_FILE).read_text() == (folder / CALIBRATION_FILE).read_text()
     with pytest.raises(ValueError, match="is no folder"):
         calibrate("LLMWorld-ALFWorld-v0", data, model="http://localhost:1/v1", install=True)

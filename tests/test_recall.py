@@ -35,6 +35,7 @@ LOOKUP = Lookup(
     idle=lambda action, answer: action.startswith(("smell", "go")) or answer == "No.",
     void=lambda answer: answer == "What?",
     carried="bag",
+    goals=lambda s: ("polish a lamp", "", "polish a lamp", "Polish the rake."),
 )
 
 
@@ -72,9 +73,39 @@ def test_what_has_happened_is_known_where_it_matters() -> None:
     )
     episode.write("weigh lamp", "It weighs 2 pounds.")
     assert episode.cue("light lamp").endswith(
-        "\n* kick lamp: No.\n* weigh lamp: It weighs 2 pounds."
+        "\n* kick lamp: No.\n* weigh lamp: It weighs 2 pounds. (1 ago)"
     )
     assert episode.cue("take moon") == " @hall"
+
+
+def test_what_is_measured_again_is_told_by_the_difference() -> None:
+    episode = wording()
+    told = [
+        episode.write("weigh lamp 7", text)
+        for text in (
+            "Lamp 7 weighs 2 pounds.",
+            "Lamp 7 weighs 12 pounds.",
+            "Lamp 7 weighs 9 pounds.",
+            "Lamp 7 weighs -0 pounds.",
+            "Lamp 7 is gone.",
+        )
+    ]
+    assert told == [
+        "Lamp 7 weighs 2 pounds.",
+        "Lamp 7 weighs 2 +10 pounds.",
+        "Lamp 7 weighs 12 -3 pounds.",
+        # No sum is written so.
+        "Lamp 7 weighs -0 pounds.",
+        "Lamp 7 is gone.",
+    ]
+    assert episode.read(told[1]) == "Lamp 7 weighs 12 pounds."
+    assert episode.read(told[2]) == "Lamp 7 weighs 9 pounds."
+    assert "pounds. -3 (1 ago)" not in episode.cue("light lamp")
+    # Another action, and numbers that are too long to be measured.
+    assert episode.write("weigh rake", "Lamp 7 weighs 3 pounds.") == "Lamp 7 weighs 3 pounds."
+    endless = f"It weighs {'9' * 5000} +1 pounds."
+    assert episode.read(endless) == endless
+    assert "Lamp 7 weighs -0 pounds. (3 ago)" in episode.cue("light lamp")
 
 
 def test_a_look_is_told_with_all_that_may_have_changed() -> None:
@@ -117,6 +148,14 @@ def test_other_places_are_known_from_afar() -> None:
     assert episode.cue("take rake") == " @hall\n- a rake\n* take rake @shed"
     episode.write("nail door to shed", "Done.")
     assert episode.cue("see shed").endswith("\n* nail door to shed @hall")
+
+
+def test_what_is_to_be_done_stands_behind_its_verb() -> None:
+    episode, goals = wording(), "= polish a lamp\n= Polish the rake."
+    assert episode.cue("polish lamp") == f" @hall\n- a lamp, which is off\n{goals}"
+    episode.write("polish moon", "No.")
+    assert episode.cue("polish lamp").endswith(f"\n* polish moon: No.\n{goals}")
+    assert episode.cue("kick lamp") == " @hall\n- a lamp, which is off"
 
 
 def test_a_long_stutter_is_not_told_again() -> None:

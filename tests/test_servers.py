@@ -53,7 +53,7 @@ def test_vllm_serves_an_embedded_model(only_vllm: None, monkeypatch: pytest.Monk
     monkeypatch.setattr(cli_serve, "_has_cuda", lambda: False)
     launch = cli_serve.plan("alfworld", port=9000, more=["--max-num-seqs", "512"])
     text = " ".join(launch.command)
-    assert f"--model {embedded_model('alfworld')} --served-model-name alfworld@engine" in text
+    assert f"--model {embedded_model('alfworld')} --served-model-name alfworld@recall" in text
     assert "--load-format safetensors" in text
     assert "--block-size 32" in text
     assert "trust" not in text
@@ -61,7 +61,7 @@ def test_vllm_serves_an_embedded_model(only_vllm: None, monkeypatch: pytest.Monk
     assert launch.environment["VLLM_NO_USAGE_STATS"] == "1"
     assert launch.gym_line() == (
         "env = gym.make('LLMWorld-ALFWorld-v0', model='http://127.0.0.1:9000/v1', "
-        "prompt_style='engine')"
+        "prompt_style='recall')"
     )
 
 
@@ -91,7 +91,7 @@ def test_transformers_serves_where_there_is_no_vllm(monkeypatch: pytest.MonkeyPa
     assert launch.command[3:] == ["serve", model, "--host", "::", "--port", "8000"]
     assert launch.options == {
         "model": "http://[::1]:8000/v1",
-        "prompt_style": "engine",
+        "prompt_style": "recall",
         "backend_options": {"served_model": model},
     }
 
@@ -129,7 +129,7 @@ def test_a_dry_run_shows_and_starts_nothing(
     app.command()(cli_serve.serve)
     result = CliRunner().invoke(app, ["alfworld", "--dry-run", "--", "--seed", "3"])
     assert result.exit_code == 0, result.output
-    assert "prompt_style='engine'" in result.output
+    assert "prompt_style='recall'" in result.output
     assert "--seed 3" in result.output
 
 
@@ -233,7 +233,7 @@ def test_a_server_writes_what_the_local_model_writes(server: Server) -> None:
             if isinstance(answer, Completion)
         ]
     if server.kind == "vllm":
-        assert client.served_model == "alfworld@engine"
+        assert client.served_model == "alfworld@recall"
         assert client.max_context == 2048
     client.close()
 

@@ -9,8 +9,10 @@ are trained alike, with the same number of optimiser steps: on N real successes 
 imagined ones (*imagined*), on N/2 of each (*half*), and on N of each (*both*). What counts is the
 share of held-out games that they solve in the real engine; with --eval-data, also how many actions
 of held-out real episodes they would take. To be fair, --data should hold episodes of the same
-collector. Imagined episodes cost no real step; those behind the world model are its own. Started
-again, the same command runs only what is missing. Results: results.json and plot.png in --output.
+collector. An agent may be its own collector and learn from what it did when it went well
+(rejection sampling: STaR, arXiv 2203.14465): --collector llm:AGENT --model AGENT --attempts 4.
+Imagined episodes cost no real step; those behind the world model are its own. Started again, the
+same command runs only what is missing. Results: results.json and plot.png in --output.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from gymnasium.vector import AutoresetMode
 
 from gym_llmworld.agents import Agent
 from gym_llmworld.cli_output import progress_bar
-from gym_llmworld.cli_worlds import agent_maker, world_of
+from gym_llmworld.cli_worlds import LLMOptions, agent_maker, world_of
 from gym_llmworld.core import Episode, Scenario
 from gym_llmworld.episodes import EpisodeWriter, episode_key, read_rows, write_episodes
 from gym_llmworld.errors import DataError, WorldModelError
@@ -68,7 +70,7 @@ class Collection:
         options: Of ``gym.make_vec``: the world model, above all.
         make: Makes a fresh collector.
         name: Of the collector.
-        scenarios: Where episodes start, one after another.
+        scenarios: Where episodes start, one after another; may repeat.
         max_steps: Step limit.
         lanes: Imagined worlds per batch.
     """
@@ -133,7 +135,7 @@ def imagine(
     if len(chosen) < wanted:
         raise DataError(
             f"{wanted} different imagined successes were asked for, {len(played)} games gave "
-            f"{len(chosen)}; pass --games with more of them, or ask for fewer --episodes"
+            f"{len(chosen)}; pass --games with more of them, more --attempts, or fewer --episodes"
         )
     file = folder / _IMAGINED_FILE
     write_episodes(file, chosen)
@@ -252,6 +254,15 @@ def parser() -> argparse.ArgumentParser:
         help="who plays in the imagined world: an agent of it, or llm:MODEL (default: search)",
     )  # fmt: skip
     built.add_argument(
+        "--collector-temperature", type=float, default=None, metavar="T",
+        help="of the answers of llm: collectors (default: 0, greedy; 1 with --attempts)",
+    )  # fmt: skip
+    built.add_argument(
+        "--attempts", type=int, default=1, metavar="K",
+        help="play all games up to so many times, until there are enough successes; an agent that "
+        "is its own collector then learns from the best of them (default: 1)",
+    )  # fmt: skip
+    built.add_argument(
         "--games", default=None, metavar="FOLDER",
         help="of 'llmworld games': where imagined episodes start (default: scenarios that ship)",
     )  # fmt: skip
@@ -288,8 +299,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     command = " ".join(["python -m training.synthetic", *arguments])
     try:
-        if min(options.episodes, options.episode_steps) < 1:
-            raise ValueError("--episodes and --episode-steps must be >= 1")
+        if min(options.episodes, options.episode_steps, options.attempts) < 1:
+            raise ValueError("--episodes, --episode-steps and --attempts must be >= 1")
+        llm = LLMOptions.of(None, options.collector_temperature, again=options.attempts > 1)
         config = replace(base_config(options, agents=True), only_success=True)
         world = world_of(options.env)
         real = config.read([source.path for source in config.sources])
@@ -298,9 +310,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         collection = Collection(
             options.env,
             {"model": options.world_model, "scenarios": options.games, "split": split},
-            agent_maker(world, options.collector),
+            agent_maker(world, options.collector, llm=llm),
             options.collector,
-            store.of_split(split),
+            store.of_split(split) * options.attempts,
             options.episode_steps,
         )
         with progress_bar("imagined successes") as progress:

@@ -2,15 +2,14 @@
 
 Three prompt styles word the hidden state, one does without:
 
+* ``recall``, for the embedded model: the task alone. What is known, hidden contents included,
+  stands behind each command that names it; see `gym_llmworld.worlds.alfworld_wording`.
+* ``engine``: the sentences that the engine itself will say, in its order, so that looking into a
+  drawer is copying.
 * ``word2world``, byte for byte the context of the published checkpoints (Word2World, appendix A.4):
   receptacles and contents sorted as strings, always the article "a".
-* ``engine``, for the embedded model: the sentences that the engine itself will say, in its order,
-  so that looking into a drawer is copying.
-* ``nocontents``, for the embedded model, without hidden context: the first observation. What lies
-  where has to be invented.
-* ``recall``: the task alone. What is known, hidden contents included, stands behind each command
-  that names it; see `gym_llmworld.worlds.alfworld_wording`. No embedded model knows it yet, one
-  on the way does: see ``training/checkpoints``.
+* ``nocontents``, for the embedded model, without hidden context: the first observation, and behind
+  each command what has been told. What lies where has to be invented.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from gym_llmworld.core import Scenario
 from gym_llmworld.worlds.alfworld_agents import ALFWORLD_AGENTS
 from gym_llmworld.worlds.alfworld_milestones import milestones
 from gym_llmworld.worlds.alfworld_text import TASK_PREFIX, listing
-from gym_llmworld.worlds.alfworld_wording import AlfworldWording
+from gym_llmworld.worlds.alfworld_wording import AlfworldWording, without_contents
 from gym_llmworld.worlds.base import World
 
 
@@ -39,7 +38,7 @@ def _all_of(names: Sequence[str]) -> str:
 
 
 def engine_context(scenario: Scenario) -> str:
-    """Words a scenario for the embedded models: a sentence per receptacle, then the task."""
+    """Words a scenario as the engine will: a sentence per receptacle, then the task."""
     lines = [_engine_line(receptacle) for receptacle in scenario.hidden["receptacles"]]
     # Standing at one of a group, the agent already is at the others: going there does nothing.
     lines += [
@@ -107,7 +106,7 @@ WORLD = World(
         "nocontents": nocontents_context,
         "word2world": word2world_context,
     },
-    wordings={"recall": AlfworldWording},
+    wordings={"recall": AlfworldWording, "nocontents": without_contents},
     agents=ALFWORLD_AGENTS,
     real_entry_point="gym_llmworld.real.alfworld_env:AlfworldEnv",
     real_policies={"handcoded": "gym_llmworld.real.alfworld_expert:HandcodedPolicy"},

@@ -362,9 +362,11 @@ ALFWORLD_AGENTS: dict[str, Callable[[], Agent]] = {
     "careless": _careless,
     "novice": AlfworldNovice,
     "tour": partial(AlfworldExplorer, tour=True),
+    "carrier": partial(AlfworldExplorer, carrier=True),
     "corrupted": _corrupted,
     "plan": ScriptedAgent,
 }
 """Players by name: those that know the hidden facts (``expert``, and with ever more strays or slips
 ``noisy``, ``noisy50``, ``careless``, ``corrupted``; ``detour``), those that do not (``search``,
-``random``, ``tour``, ``novice``), and ``plan``, which replays the proof that a game is solvable."""
+``random``, ``tour``, ``carrier``, ``novice``), and ``plan``, which replays the proof that a game is
+solvable."""

@@ -24,12 +24,18 @@ class AlfworldExplorer:
 
     Args:
         tour: Visit and open every receptacle once, in random order, with little else between.
+        carrier: Take one thing after another and try to leave it wherever the way leads. What may
+            lie where is the engine's table, and other players try little of it.
         name: What episodes call it.
     """
 
-    def __init__(self, *, tour: bool = False, name: str | None = None) -> None:
-        self.name = name or ("tour" if tour else "random")
+    def __init__(
+        self, *, tour: bool = False, carrier: bool = False, name: str | None = None
+    ) -> None:
+        self.name = name or ("tour" if tour else "carrier" if carrier else "random")
         self._tour = tour
+        self._carrier = carrier
+        self._tried: set[str] = set()
         self._belief = AlfworldBelief()
         self._rng = np.random.default_rng(0)
         self._last: str | None = None
@@ -39,6 +45,7 @@ class AlfworldExplorer:
         self._belief = AlfworldBelief()
         self._rng = np.random.default_rng(seed)
         self._last = None
+        self._tried = set()
 
     def act(self, observation: str, info: Mapping[str, Any]) -> str:
         """Draws a command."""
@@ -46,8 +53,11 @@ class AlfworldExplorer:
         belief.update(observation)
         if self._last is not None and observation.strip() == REFUSAL:
             belief.refuse(self._last)
-        touring = self._tour and self._rng.random() >= 0.15
-        self._last = self._next_stop() if touring else self._draw(self._menu())
+        purposeful = (self._tour or self._carrier) and self._rng.random() >= 0.15
+        if not purposeful:
+            self._last = self._draw(self._menu())
+        else:
+            self._last = self._next_stop() if self._tour else self._carry()
         return self._last
 
     def overruled(self, action: str) -> None:
@@ -62,6 +72,21 @@ class AlfworldExplorer:
         if not unseen:
             return self._draw(self._menu())
         return f"go to {self._pick(unseen)}"
+
+    def _carry(self) -> str:
+        belief = self._belief
+        name, near = belief.location, belief.within_reach()
+        if belief.here is not None and belief.here.is_shut:
+            return f"open {name}"
+        if belief.held is not None and name not in (None, belief.origins.get(belief.held)):
+            move = f"move {belief.held} to {name}"
+            if move not in self._tried:
+                self._tried.add(move)
+                return move
+        if belief.held is None and near:
+            return f"take {self._pick(near)} from {name}"
+        elsewhere = [place for place in belief.places if place != name]
+        return f"go to {self._pick(elsewhere)}" if elsewhere else self._draw(self._menu())
 
     def _menu(self) -> list[tuple[float, str]]:
         """Returns weights and commands: the likely ones, and a few that a player gets wrong."""

@@ -3,16 +3,19 @@
 A room's receptacles and what lies in them are a long context, and to answer a command a small
 model needs little of it. Here a command is followed by where the agent stands and what it holds,
 with an equals sign for what the command names, too. Then follows, as `gym_llmworld.worlds.recall`
-does it for rooms of prose, what was last told of the things that it names and the commands that
-named them since; and, where the task names such things, the commands about it, the task, and what
-they have in common::
+does it for rooms of prose, what was last told of the things that it names, again with an equals
+sign where the agent stands, and the commands that named them since; and, where the task names such
+things, the task, what they have in common with it, and further commands about nothing else::
 
-    heat mug 2 with microwave 1 | = | =
-    - microwave 1 closed: mug 1
-    * take mug 2 from desk 1
-    = put a hot mug in cabinet. mug
+    move plate 2 to cabinet 2 | = | =
+    - cabinet 2 = open: cup 1
+    - countertop 3: plate 2
+    * take plate 2 from countertop 3
+    = find two plate and put them in cabinet. plate, cabinet
+    + move plate 1 to cabinet 1
 
-The look-up goes by names, and knows nothing of what a command does: what lies where now is the
+A question mark says that nobody has told what lies there, or that nobody has told of a thing at
+all. The look-up goes by names, and knows nothing of what a command does: what lies where now is the
 model's to say. A list is told by what is otherwise than when it was last told::
 
     You arrive at desk 1. On the desk 1, you see as before plus mug 1.
@@ -22,7 +25,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gym_llmworld.core import Scenario
@@ -43,7 +46,8 @@ _LOOKS = re.compile(r"(?:go|look|examine|inventory|help)\b")
 _WORD = re.compile(r"[a-z]+")
 _MIDDLE = "room"
 _NAMED = "="
-_MOST_TURNS = 3
+_UNKNOWN = "?"
+_MOST_TURNS = 4
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,7 @@ class AlfworldWording:
         named = _NAMES.findall(action)
         same = [_NAMED if name in named else name for name in (at, held) if name]
         here = " | ".join(["", *same]) + ("" if held else " |")
-        lines = self._known(named or [at], [*named, held] if held else named)
-        return "\n".join([here, *lines])
+        return "\n".join([here, *self._known(named)])
 
     def write(self, action: str, observation: str) -> str:
         """Returns the observation with its list as what is otherwise; remembers both."""
@@ -116,38 +119,61 @@ class AlfworldWording:
         ]
         self._facts += [f"{name} is on" for name, on in hidden.get("toggles", {}).items() if on]
 
-    def _known(self, named: Sequence[str], asked: Sequence[str]) -> Iterator[str]:
-        """Yields what is known about some names, and what a task has in common with some."""
-        kinds = {kind_of(name) for name in named}
+    def _known(self, named: Sequence[str]) -> Iterator[str]:
+        """Yields what is known about what a command names, or else about where the agent is."""
+        at, held = self._player.location or _MIDDLE, self._player.held
+        asked = named or [at]
+        touched = [*named, held] if held else named
+        common = [kind for kind in dict.fromkeys(map(kind_of, touched)) if kind in self._wanted]
+        kinds = self._wanted.union(map(kind_of, touched))
         turns = dict[int, str]()
         for place, told in self._places.items():
             things = [
                 thing
                 for thing in told.things or ()
-                if thing in named or (place in named and kind_of(thing) in kinds)
+                if thing in asked or (place in asked and kind_of(thing) in kinds)
             ]
-            if things or place in named:
-                door, held = f" {told.door}" if told.door else "", ", ".join(things)
-                yield f"- {place}{door}" + (f": {held}" if things else "")
-            if place in named:
+            if things or place in asked:
+                yield f"- {place}{_marks(told, here=place == at)}" + (
+                    f": {', '.join(things)}" if things else ""
+                )
+            if place in asked:
                 turns |= self._turns_that(place.__eq__, told.since)
         for fact in self._facts:
-            if not set(named).isdisjoint(_NAMES.findall(fact)):
+            names = set(_NAMES.findall(fact))
+            # What is reached from one place matters to who stands at another of its places.
+            if not names.isdisjoint(asked) and (len(names) == 1 or at in names.difference(named)):
                 yield f"- {fact}"
-        for name in named:
+        for name in asked:
             if name not in self._places:
-                turns |= self._turns_that(name.__eq__)
-        common = [kind for kind in dict.fromkeys(map(kind_of, asked)) if kind in self._wanted]
-        if common:
-            turns |= self._turns_that(lambda name: kind_of(name) in self._wanted)
+                about = self._turns_that(name.__eq__)
+                if not about and not self._heard_of(name):
+                    yield f"{_UNKNOWN} {name}"
+                turns |= about
         yield from (f"* {turns[i]}" for i in sorted(turns))
         if common:
             yield f"= {self._task} {', '.join(common)}"
+            others = self._turns_that(lambda name: kind_of(name) in self._wanted, every=True)
+            yield from (f"+ {others[i]}" for i in sorted(others) if i not in turns)
 
-    def _turns_that(self, name: Callable[[str], bool], since: int = 0) -> dict[int, str]:
-        """Returns the latest commands with a name of some sort, by their number."""
-        numbers = range(since, len(self._turns))
-        found = [i for i in numbers if any(map(name, _NAMES.findall(self._turns[i])))]
+    def _heard_of(self, name: str) -> bool:
+        lists = [told.things or () for told in self._places.values()]
+        told_of = [*lists, *map(_NAMES.findall, self._facts), (self._player.held, _MIDDLE)]
+        return any(name in names for names in told_of)
+
+    def _turns_that(
+        self, name: Callable[[str], bool], since: int = 0, *, every: bool = False
+    ) -> dict[int, str]:
+        """Returns the latest commands with a name of some sort, by their number.
+
+        Args:
+            name: Tells of which sort.
+            since: Number of the first command to look at.
+            every: All of their names have to be of the sort.
+        """
+        test = all if every else any
+        named = [(i, _NAMES.findall(self._turns[i])) for i in range(since, len(self._turns))]
+        found = [i for i, names in named if names and test(map(name, names))]
         return {i: self._turns[i] for i in found[-_MOST_TURNS:]}
 
     def _shortened(self, observation: str) -> str:
@@ -171,3 +197,14 @@ class AlfworldWording:
         gone, new = _NAMES.findall(change[1]), _NAMES.findall(change[2])
         names = {*told.things, *new} - {*gone}
         return f"{found['head']}{listing(in_engine_order(names))}."
+
+
+def _marks(told: _Told, *, here: bool) -> str:
+    """Words whether the agent is there, the door, and that nobody has said what lies there."""
+    unknown = _UNKNOWN if told.things is None else ""
+    return "".join(f" {mark}" for mark in (_NAMED if here else "", told.door, unknown) if mark)
+
+
+def without_contents(scenario: Scenario) -> AlfworldWording:
+    """Words an episode of a world whose hidden contents nobody has been told."""
+    return AlfworldWording(replace(scenario, hidden={}))

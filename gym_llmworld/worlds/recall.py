@@ -11,11 +11,18 @@ latest actions about it::
     + a fridge. The fridge door is open. In the fridge is: a wood cup (containing orange juice).
     * activate fridge: The fridge is not something that can be activated.
 
-A line with a plus is hidden until something is opened: signs are those of the answer, which takes
-lines away and adds others. With a tilde it was known of what has been moved since. The look-up goes
-by words (retrieval for language models: Lewis et al., arXiv 2005.11401) and knows nothing of what
-an action does: what has become of all that is the model's to say. Descriptions are told as
-`gym_llmworld.worlds.changes` words them.
+A number that the same action was told before is told again with the difference: what is measured
+runs evenly, and a small model adds badly. ::
+
+    use thermometer in inventory on soap @kitchen
+    * use thermometer in inventory on soap: ... a temperature of 38 degrees celsius +10 (1 ago)
+
+What is to be done stands behind an equals sign where it has the action's verb, after the latest
+actions that had it. A line with a plus is hidden until something is opened: signs are those of the
+answer, which takes lines away and adds others. With a tilde it was known of what has been moved
+since. The look-up goes by words (retrieval for language models: Lewis et al., arXiv 2005.11401) and
+knows nothing of what an action does: what has become of all that is the model's to say.
+Descriptions are told as `gym_llmworld.worlds.changes` words them.
 """
 
 from __future__ import annotations
@@ -32,6 +39,9 @@ from gym_llmworld.worlds.changes import ChangesWording, Pieces
 _T = TypeVar("_T")
 _WORD = re.compile(r"[a-z0-9]+")
 _NUMBER = re.compile(r"\d")
+# No longer than any that is measured: a model may write a number that Python refuses to read.
+_INTEGER = re.compile(r"-?\b\d{1,6}\b")
+_DIFFERENCE = re.compile(r"(-?\b\d{1,6}) ([+-]\d{1,6})\b")
 _JOINS = re.compile(r"\b(?:to|in|into|on|onto|with|using|from)\b")
 _UNTOLD = frozenset(
     _WORD.findall(
@@ -66,7 +76,8 @@ class _Turn:
     Attributes:
         action: As it was taken.
         place: Where.
-        answer: Its first line.
+        answer: Its first line, and how its numbers have changed.
+        when: How many turns had been taken then.
         idle: It cannot have changed anything that a description tells.
         about: The lines that were known about it then.
     """
@@ -74,15 +85,23 @@ class _Turn:
     action: str
     place: str | None
     answer: str
+    when: int
     idle: bool
     about: tuple[str, ...]
 
-    def told(self, here: str | None) -> str:
-        """Returns the turn in words, with its place if that is another."""
+    def told(self, here: str | None, now: int | None = None) -> str:
+        """Returns the turn in words.
+
+        Args:
+            here: Where the agent is; the place is told if it is another.
+            now: How many turns have been taken; how long ago a number was read is told, too.
+        """
         where = "" if self.place in (here, None) else f" @{self.place}"
+        measured = _NUMBER.search(self.answer)
         # That something was done is said by telling it.
-        plain = not self.idle and not _NUMBER.search(self.answer)
-        return f"* {self.action}{where}" + ("" if plain else f": {self.answer}")
+        answer = f": {self.answer}" if self.idle or measured else ""
+        ago = f" ({now - self.when} ago)" if measured and now is not None else ""
+        return f"* {self.action}{where}{answer}{ago}"
 
 
 @dataclass(frozen=True)
@@ -101,6 +120,7 @@ class Lookup:
             description tells.
         void: Tells of an answer whether the action was not understood; nobody will ask for it.
         carried: Name under which the inventory is described.
+        goals: What is to be done, one sentence each.
     """
 
     place: Callable[[str, str], str | None]
@@ -111,6 +131,7 @@ class Lookup:
     idle: Callable[[str, str], bool]
     void: Callable[[str], bool]
     carried: str
+    goals: Callable[[Scenario], Iterable[str]]
 
 
 class RecallWording(ChangesWording):
@@ -133,7 +154,10 @@ class RecallWording(ChangesWording):
             place: tuple(f"+ {line.lstrip()}" for line in lines)
             for place, lines in lookup.opened(scenario).items()
         }
+        self._goals = tuple(dict.fromkeys(lookup.goals(scenario)))
         self._turns: list[_Turn] = []
+        self._taken = 0
+        self._measured: dict[str, str] = {}
         # Of each place: the turns before its last look, and what was otherwise then.
         self._described: dict[str, int] = {}
         self._restless: dict[str, frozenset[str]] = {}
@@ -148,16 +172,45 @@ class RecallWording(ChangesWording):
         before = self._lines(described)
         about = () if described is not None else tuple(self._about(action, each=1))
         told = super().write(action, observation)
+        self._taken += 1
         # A look at another room describes it, and leaves the agent where it is.
         self._latest = self._lookup.place(action, observation) or here
         if described is not None:
             self._described[described] = len(self._turns)
             self._restless[described] = frozenset(self._lines(described)) - frozenset(before)
         elif not self._lookup.void(observation):
+            told = self._by_difference(action, observation)
             answer = observation.partition("\n")[0].strip()[:_LONGEST_ANSWER]
+            answer += "".join(f" {change}" for _, change in _DIFFERENCE.findall(told))
             idle = self._lookup.idle(action, observation)
-            self._turns.append(_Turn(action, here, answer, idle, about))
+            self._turns.append(_Turn(action, here, answer, self._taken, idle, about))
         return told
+
+    def read(self, text: str) -> str:
+        """Returns the observation that a text with differences stands for."""
+        return super().read(_DIFFERENCE.sub(_sum, text))
+
+    def _by_difference(self, action: str, observation: str) -> str:
+        """Returns an answer, each number that the same action got before as that and a difference.
+
+        What is measured again and again runs evenly, and a small model adds badly.
+        """
+        before = self._measured.get(action, "")
+        if len(observation) <= _LONGEST_ANSWER:
+            self._measured[action] = observation
+        if _INTEGER.split(before) != _INTEGER.split(observation):
+            return observation
+        numbers = iter(_INTEGER.findall(before))
+        names = _INTEGER.findall(action)
+
+        def told(found: re.Match[str]) -> str:
+            old = next(numbers)
+            if found[0] in names:
+                return found[0]
+            return f"{old} {int(found[0]) - int(old):+d}"
+
+        short = _INTEGER.sub(told, observation)
+        return short if self.read(short) == observation else observation
 
     def _recalled(self, action: str) -> Iterator[str]:
         place = self._lookup.asked(action, self._latest)
@@ -167,8 +220,18 @@ class RecallWording(ChangesWording):
         found = self._about(action, each=_MOST_LINES)
         for wanted in arguments(action):
             turns = _best(wanted, self._turns, lambda turn: turn.action)
-            found.update(dict.fromkeys(t.told(self._latest) for t in turns[-_MOST_TURNS:]))
+            found.update(self._told(turns[-_MOST_TURNS:]))
+        verb = action.partition(" ")[0]
+        if goals := [goal for goal in self._goals if verb in words_of(goal)]:
+            # What is to be done in an order has been begun by the same verb.
+            turns = [turn for turn in self._turns if turn.action.startswith(f"{verb} ")]
+            found.update(self._told(turns[-_MOST_LINES:]))
+            found.update(dict.fromkeys(f"= {goal}" for goal in goals[:_MOST_LINES]))
         yield from found
+
+    def _told(self, turns: Sequence[_Turn]) -> dict[str, None]:
+        now = self._taken + 1
+        return dict.fromkeys(turn.told(self._latest, now) for turn in turns)
 
     def _about(self, action: str, each: int) -> dict[str, None]:
         """Returns the lines about each thing that an action names, at most so many, in order."""
@@ -239,3 +302,7 @@ def _best(wanted: frozenset[str], items: Sequence[_T], text: Callable[[_T], str]
     shared = [len(wanted & words_of(text(item))) for item in items]
     most = max(shared, default=0)
     return [item for item, n in zip(items, shared, strict=True) if n == most] if most else []
+
+
+def _sum(found: re.Match[str]) -> str:
+    return str(int(found[1]) + int(found[2]))

@@ -36,6 +36,7 @@ _FAILED = re.compile(
     r"\bnot\b|already|[Cc]an't|No known|Ambiguous|doesn't|It's unclear|no effect|cancelled"
 )
 _GOAL = re.compile(r"\d+\t(?:true|false)\t\s*\S+\t(.*)")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _OPTIONAL = "Unordered and Optional Subgoals:"
 
 # "In the drawer is: a bowl (containing a fork, a knife)."
@@ -98,7 +99,17 @@ def recall_context(scenario: Scenario) -> str:
 
 
 def _goals(scenario: Scenario) -> str:
-    return _block("Goals:", _GOAL.findall(scenario.hidden["goal"].partition(_OPTIONAL)[0]))
+    return _block("Goals:", _goal_lines(scenario))
+
+
+def _goal_lines(scenario: Scenario) -> list[str]:
+    return _GOAL.findall(scenario.hidden["goal"].partition(_OPTIONAL)[0])
+
+
+def _to_do(scenario: Scenario) -> list[str]:
+    """Returns what is to be done, in sentences: goals, and the task's own."""
+    sentences = _SENTENCE_END.split(scenario.instruction)
+    return [line for line in (*_goal_lines(scenario), *sentences) if line.strip()]
 
 
 def _opened(scenario: Scenario) -> dict[str, list[str]]:
@@ -139,7 +150,7 @@ def _void(observation: str) -> bool:
     return observation == WORLD.rejection
 
 
-LOOKUP = Lookup(place_of, LINES, _first_looks, _opened, _asked, _idle, _void, _CARRIED)
+LOOKUP = Lookup(place_of, LINES, _first_looks, _opened, _asked, _idle, _void, _CARRIED, _to_do)
 
 
 def word2world_context(scenario: Scenario) -> str:

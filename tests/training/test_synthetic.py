@@ -92,6 +92,15 @@ def test_too_few_successes_are_said(tmp_path: Path) -> None:
         imagine(collection(tmp_path, 10), 8, tmp_path)
 
 
+def test_the_same_episode_again_is_no_further_success(tmp_path: Path) -> None:
+    once = collection(tmp_path, 10)
+    twice = Collection(**{**vars(once), "scenarios": tuple(once.scenarios) * 2})
+    _, cost = imagine(twice, 5, tmp_path / "some")
+    assert cost["claimed"] == 0.5
+    with pytest.raises(DataError, match="20 games gave 5"):
+        imagine(twice, 6, tmp_path / "more")
+
+
 def test_episodes_of_another_collector_are_refused(tmp_path: Path) -> None:
     imagine(collection(tmp_path, 10), 2, tmp_path)
     other = Collection(**{**vars(collection(tmp_path, 10)), "name": "other"})
@@ -150,6 +159,7 @@ def test_success_over_seeds_by_hand() -> None:
         (["--data", "x.jsonl:2", "--max-steps", "2"], "files have no weights here"),
         (["--data", "x.jsonl"], "pass --max-steps N"),
         (["--data", "x.jsonl", "--max-steps", "2", "--episodes", "0"], "must be >= 1"),
+        (["--data", "x.jsonl", "--max-steps", "2", "--attempts", "0"], "must be >= 1"),
     ],
 )
 def test_mistakes_end_with_a_message(
