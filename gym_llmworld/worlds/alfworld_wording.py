@@ -65,6 +65,23 @@ class _Told:
     door: str = ""
 
 
+@dataclass(frozen=True)
+class _Named:
+    """A command or a fact.
+
+    Attributes:
+        text: Its words.
+        names: The names in it, read once: every cue looks through all of them.
+    """
+
+    text: str
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: str) -> _Named:
+        return cls(text, tuple(_NAMES.findall(text)))
+
+
 class AlfworldWording:
     """The wording of one episode.
 
@@ -78,8 +95,8 @@ class AlfworldWording:
         self._player = AlfworldBelief()
         self._player.update(scenario.observation)
         self._places = {name: _Told() for name in self._player.places}
-        self._turns: list[str] = []
-        self._facts: list[str] = []
+        self._turns: list[_Named] = []
+        self._facts: list[_Named] = []
         self._read_hidden(scenario.hidden)
 
     def cue(self, action: str) -> str:
@@ -88,14 +105,14 @@ class AlfworldWording:
         named = _NAMES.findall(action)
         same = [_NAMED if name in named else name for name in (at, held) if name]
         here = " | ".join(["", *same]) + ("" if held else " |")
-        return "\n".join([here, *self._known(named)])
+        return "\n".join([here, *self._known(named, at, held)])
 
     def write(self, action: str, observation: str) -> str:
         """Returns the observation with its list as what is otherwise; remembers both."""
         told = self._shortened(observation)
         self._player.update(observation)
         if observation.strip() != REFUSAL and not _LOOKS.match(action):
-            self._turns.append(action)
+            self._turns.append(_Named.of(action))
         for found in _LIST.finditer(observation):
             door = "open" if found["within"] else ""
             things = tuple(_NAMES.findall(found["list"]))
@@ -114,14 +131,12 @@ class AlfworldWording:
         for place in hidden.get("receptacles", ()):
             door = ("open" if place["open"] else "closed") if place["openable"] else ""
             self._places[place["name"]] = _Told(tuple(place["contents"]), 0, door)
-        self._facts += [
-            "from one place: " + ", ".join(group) for group in hidden.get("together", ())
-        ]
-        self._facts += [f"{name} is on" for name, on in hidden.get("toggles", {}).items() if on]
+        together = ["from one place: " + ", ".join(group) for group in hidden.get("together", ())]
+        lit = [f"{name} is on" for name, on in hidden.get("toggles", {}).items() if on]
+        self._facts += map(_Named.of, (*together, *lit))
 
-    def _known(self, named: Sequence[str]) -> Iterator[str]:
+    def _known(self, named: Sequence[str], at: str, held: str | None) -> Iterator[str]:
         """Yields what is known about what a command names, or else about where the agent is."""
-        at, held = self._player.location or _MIDDLE, self._player.held
         asked = named or [at]
         touched = [*named, held] if held else named
         common = [kind for kind in dict.fromkeys(map(kind_of, touched)) if kind in self._wanted]
@@ -140,10 +155,10 @@ class AlfworldWording:
             if place in asked:
                 turns |= self._turns_that(place.__eq__, told.since)
         for fact in self._facts:
-            names = set(_NAMES.findall(fact))
+            names = set(fact.names)
             # What is reached from one place matters to who stands at another of its places.
             if not names.isdisjoint(asked) and (len(names) == 1 or at in names.difference(named)):
-                yield f"- {fact}"
+                yield f"- {fact.text}"
         for name in asked:
             if name not in self._places:
                 about = self._turns_that(name.__eq__)
@@ -158,7 +173,7 @@ class AlfworldWording:
 
     def _heard_of(self, name: str) -> bool:
         lists = [told.things or () for told in self._places.values()]
-        told_of = [*lists, *map(_NAMES.findall, self._facts), (self._player.held, _MIDDLE)]
+        told_of = [*lists, *(fact.names for fact in self._facts), (self._player.held, _MIDDLE)]
         return any(name in names for names in told_of)
 
     def _turns_that(
@@ -172,9 +187,9 @@ class AlfworldWording:
             every: All of their names have to be of the sort.
         """
         test = all if every else any
-        named = [(i, _NAMES.findall(self._turns[i])) for i in range(since, len(self._turns))]
-        found = [i for i, names in named if names and test(map(name, names))]
-        return {i: self._turns[i] for i in found[-_MOST_TURNS:]}
+        turns = enumerate(self._turns[since:], since)
+        found = [(i, turn) for i, turn in turns if turn.names and test(map(name, turn.names))]
+        return {i: turn.text for i, turn in found[-_MOST_TURNS:]}
 
     def _shortened(self, observation: str) -> str:
         short = _LIST.sub(self._short, observation)
