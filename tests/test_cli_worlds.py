@@ -123,7 +123,7 @@ def test_an_override_of_what_the_checkpoint_says_is_told(
     fail(
         *("evaluate", TEXT_ID, "--episodes", text_episodes, "--model", ECHO),
         *("--prompt-style", "map"),
-        message="no prompt style 'map'; expected one of engine, nomap, facts, changes",
+        message="no prompt style 'map'; expected one of engine, nomap, recall, recall-nomap",
     )
 
 

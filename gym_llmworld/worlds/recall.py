@@ -177,7 +177,9 @@ class RecallWording(ChangesWording):
         self._latest = self._lookup.place(action, observation) or here
         if described is not None:
             self._described[described] = len(self._turns)
-            self._restless[described] = frozenset(self._lines(described)) - frozenset(before)
+            # What is told of for the first time has not changed.
+            lines = frozenset(self._lines(described)) if before else frozenset()
+            self._restless[described] = lines - frozenset(before)
         elif not self._lookup.void(observation):
             told = self._by_difference(action, observation)
             answer = observation.partition("\n")[0].strip()[:_LONGEST_ANSWER]
@@ -219,7 +221,7 @@ class RecallWording(ChangesWording):
             return
         found = self._about(action, each=_MOST_LINES)
         for wanted in arguments(action):
-            turns = _best(wanted, self._turns, lambda turn: turn.action)
+            turns = best_matches(wanted, self._turns, lambda turn: turn.action)
             found.update(self._told(turns[-_MOST_TURNS:]))
         verb = action.partition(" ")[0]
         if goals := [goal for goal in self._goals if verb in words_of(goal)]:
@@ -239,7 +241,7 @@ class RecallWording(ChangesWording):
         lines += self._held_back(self._latest, lines)
         found: dict[str, None] = {}
         for wanted in arguments(action):
-            found.update(dict.fromkeys(_best(wanted, lines, lambda line: line)[:each]))
+            found.update(dict.fromkeys(best_matches(wanted, lines, lambda line: line)[:each]))
         return found
 
     def _whole(self, place: str) -> Iterator[str]:
@@ -297,7 +299,9 @@ class RecallWording(ChangesWording):
         ]
 
 
-def _best(wanted: frozenset[str], items: Sequence[_T], text: Callable[[_T], str]) -> list[_T]:
+def best_matches(
+    wanted: frozenset[str], items: Sequence[_T], text: Callable[[_T], str]
+) -> list[_T]:
     """Returns the items that have most words in common with what is wanted, in their order."""
     shared = [len(wanted & words_of(text(item))) for item in items]
     most = max(shared, default=0)

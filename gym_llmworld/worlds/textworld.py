@@ -5,17 +5,16 @@ Prompt styles:
 * ``engine``, with hidden context: every room's description with its variants, what lies where in
   the engine's words and order, and what wins or loses, so that going somewhere is copying.
 * ``nomap``, without: the first observation, as the player sees it.
-* ``facts``, for the embedded model, as ``engine`` with only what can change, see
-  `gym_llmworld.worlds.textworld_wording`.
-* ``changes``, for the embedded model, as ``nomap``; of a room that was described before, the model
-  only writes what is otherwise, see `gym_llmworld.worlds.changes`.
+* ``recall``, for the embedded model: the quest alone. What is known, hidden context included,
+  stands behind each command that names it; see `gym_llmworld.worlds.textworld_recall`.
+* ``recall-nomap``, for the embedded model, as ``nomap``, with what was shown so far behind each
+  command; see `gym_llmworld.worlds.textworld_walked`.
 * ``word2world``, byte for byte the context of the published checkpoints (Word2World, appendix A.4):
   the first observation with the interpreter's banner and status line, and the admissible commands.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -23,13 +22,11 @@ from typing import Any
 from gym_llmworld.core import Scenario
 from gym_llmworld.protocol import Placed
 from gym_llmworld.worlds.base import World
-from gym_llmworld.worlds.changes import ChangesWording, Pieces
 from gym_llmworld.worlds.textworld_agents import TEXTWORLD_AGENTS
+from gym_llmworld.worlds.textworld_recall import RecallWording
 from gym_llmworld.worlds.textworld_text import (
     FIXTURES,
     LOCK_STATES,
-    TAIL,
-    TITLE,
     TOLD_STATES,
     VARIANTS,
     Thing,
@@ -44,7 +41,7 @@ from gym_llmworld.worlds.textworld_text import (
     states_of,
     ways,
 )
-from gym_llmworld.worlds.textworld_wording import FactsWording, facts_context
+from gym_llmworld.worlds.textworld_walked import WalkedWording
 
 
 def engine_context(scenario: Scenario) -> str:
@@ -65,14 +62,6 @@ def engine_context(scenario: Scenario) -> str:
         f"You are in the {hidden['player']}. {scenario.instruction}".strip(),
     ]
     return "\n\n".join(block for block in blocks if block)
-
-
-SENTENCES = Pieces(
-    head=TITLE,
-    between=re.compile(r"(?<=[.!?]) (?=\S)|\n+"),
-    joint="\n\n",
-    tail=re.compile(TAIL),
-)
 
 
 def is_lost(observation: str) -> bool:
@@ -108,13 +97,14 @@ def _belongings(
         yield f"{key} opens {locked}"
 
 
+def recall_context(scenario: Scenario) -> str:
+    """Words a scenario for `RecallWording`: the quest."""
+    return scenario.instruction
+
+
 def nomap_context(scenario: Scenario) -> str:
     """Words a scenario without hidden context: the first observation."""
     return scenario.observation
-
-
-def _first_observation(scenario: Scenario) -> tuple[str]:
-    return (scenario.observation,)
 
 
 def word2world_context(scenario: Scenario) -> str:
@@ -133,17 +123,15 @@ WORLD = World(
     contexts={
         "engine": engine_context,
         "nomap": nomap_context,
-        "facts": facts_context,
-        "changes": nomap_context,
+        "recall": recall_context,
+        "recall-nomap": nomap_context,
         "word2world": word2world_context,
     },
     ends=is_lost,
     wordings={
         **dict.fromkeys(("engine", "nomap"), partial(Placed, place=place_of)),
-        "facts": FactsWording,
-        "changes": partial(
-            ChangesWording, place=place_of, pieces=SENTENCES, known=_first_observation
-        ),
+        "recall": RecallWording,
+        "recall-nomap": WalkedWording,
     },
     agents=TEXTWORLD_AGENTS,
     real_entry_point="gym_llmworld.real.textworld_env:TextWorldEnv",

@@ -36,6 +36,18 @@ _STATE = re.compile(
 TITLE = re.compile(r"^-= (.+) =-$", re.MULTILINE)
 TAIL = r"(?<!\n)\n+(?:Your score has |\*\*\* )"
 """Where what follows is no description any more: the score, the end."""
+GO = re.compile(r"go (north|east|south|west)")
+_MOVED = "take|pick up|put|drop|eat|drink"
+_LOCKED = "open|close|lock|unlock"
+_DONE = "fry|fried|roast|roasted|grill|grilled|burn|burned|cook|cooked|chop|slice|dice|cut"
+DONE = re.compile(
+    rf"(?:You (?:(?P<moved>{_MOVED})|(?P<locked>{_LOCKED})(?! the copy)|{_DONE})|"
+    r"(?P<made>Adding))\b"
+    r"(?:(?!, revealing)[^\n])*"
+)
+"""What an answer says has happened: where a thing is now, how it stands, or what was done to it."""
+_POINTS = re.compile(r"Your score has just gone up by (\w+) points?\.")
+_COUNTS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5}
 SLOT = re.compile(r"<([^>]*)>")
 
 Thing = Mapping[str, Any]
@@ -70,6 +82,11 @@ def place_of(observation: str) -> str | None:
     """Returns the room whose title an observation shows, in lower case; None without a title."""
     titles = TITLE.findall(observation)
     return titles[-1].lower() if titles else None
+
+
+def points_in(observation: str) -> int:
+    """Returns how many points an observation says have been won."""
+    return sum(_COUNTS.get(count, 0) for count in _POINTS.findall(observation))
 
 
 def states_of(hidden: Mapping[str, Any]) -> dict[str, str]:

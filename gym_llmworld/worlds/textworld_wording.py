@@ -1,24 +1,20 @@
-"""TextWorld as the embedded model writes it: what can be otherwise, and nothing else.
+"""TextWorld's descriptions as facts: what can be otherwise in them, and nothing else.
 
 Most of what a room shows never changes: only what lies where, and which doors and boxes are open.
-With hidden context the generator's templates are known, so the model writes where it is and how
-things stand, in the words of the map, and `FactsWording.read` puts them into the room's sentences::
+With hidden context the generator's templates are known, so it is enough to say where one is and how
+things stand, in the words of the map, and `TemplateWording.read` puts that into the room's
+sentences::
 
-    go east @hall @pantry; gate open
     In @pantry; table: a candy bar; portal closed; gateway open; floor: nothing
 
-Small models continue what they find by its last two tokens. So an answer to ``go`` begins with the
-way as it stands on the map, where it leads and through which door, and only then says whether that
-was possible; and what is opened or closed is told a second time as a room will tell it, ``You open
-gateway.`` and ``; gateway open``. What is examined is worded alike, ``See table: a candy bar``.
-All of it was said in the observation or stands in the context; nothing here knows what an action
-does.
+What is examined is worded alike, ``See table: a candy bar``. All of it was said in the observation
+or stands in the context; nothing here knows what an action does.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -31,12 +27,7 @@ from gym_llmworld.worlds.textworld_text import (
     LOCK_STATES,
     SLOT,
     TAIL,
-    TOLD_STATES,
     VARIANTS,
-    endings,
-    first_looks,
-    held_by,
-    listing,
     place_of,
 )
 
@@ -51,13 +42,6 @@ _ROOM = re.compile(
 _SEEN = re.compile(rf"(?P<body>.*?)(?P<tail>{TAIL}.*)?", re.DOTALL)
 _SHORT = re.compile(r"In @(?P<told>[^\n]+)(?P<tail>(?:\n.*)?)", re.DOTALL)
 _SHORT_SEEN = re.compile(r"See (?P<fact>[^\n]+)(?P<tail>(?:\n.*)?)", re.DOTALL)
-_GO = re.compile(r"go (north|east|south|west)")
-_WAY = re.compile(rf"{_GO.pattern} @[^@;\n]+(?: @[^@;\n]+(?:; [^;\n]+)?)?\n")
-_TURNED = re.compile(
-    r"You (?P<verb>open|close) (?:the )?(?P<name>.+?)(?:, revealing (?P<held>[^\n]+))?\."
-    r"(?P<tail>(?:\n.*)?)", re.DOTALL,
-)  # fmt: skip
-_AGAIN = re.compile(r"(?<=\.)\n; [^\n]+")
 _HOLDS = r"\n\n(?:In|On) the %s (?:is|are) ([^\n]+)\."
 _EXAMINED = re.compile(r"(?:examine|x|look at) (?P<name>.+)")
 
@@ -207,8 +191,8 @@ def _variants(text: str, noun: str) -> tuple[_Variant, ...]:
 _template = lru_cache(maxsize=4096)(Template)
 
 
-class FactsWording(Placed):
-    """The wording of one episode.
+class TemplateWording(Placed):
+    """Rooms and things of one episode as facts, in the templates of its generator.
 
     Args:
         scenario: With hidden context; without, texts stay as they are.
@@ -223,71 +207,61 @@ class FactsWording(Placed):
 
     def write(self, action: str, observation: str) -> str:
         """Returns how things stand in the room that is shown, or with what is examined."""
-        before = self._latest
         super().write(action, observation)
-        room = self._room(observation)
-        way = self._way(action, before, "open" if room else "closed")
-        told = room or self._seen(action, observation) or self._turned(observation) or observation
-        # Both may be anything: what does not read back stays as it is.
-        forms = (form for form in (way + told, told) if self.read(form) == observation)
-        return next(forms, observation)
+        told = self._room(observation) or self._seen(action, observation)
+        # It may be anything: what does not read back stays as it is.
+        return told if told is not None and self.read(told) == observation else observation
 
     def read(self, text: str) -> str:
         """Returns the observation that facts stand for, other text as it is."""
-        if way := _WAY.match(text):
-            text = text[way.end() :]
         if match := _SHORT.fullmatch(text):
             return self._read_room(match) or text
         if match := _SHORT_SEEN.fullmatch(text):
             return self._read_seen(match) or text
-        return _AGAIN.sub("", text, count=1) if text.startswith("You ") else text
-
-    def _way(self, action: str, place: str | None, door_state: str) -> str:
-        """Returns the line of the map that an action asks for, with its door; empty for others."""
-        room = self._rooms.get(place or "")
-        asked = _GO.fullmatch(action)
-        if room is None or asked is None:
-            return ""
-        leads = _leads(room, asked[1])
-        return f"{action} @{place}{leads}{f' {door_state}' if ';' in leads else ''}\n"
-
-    def _turned(self, observation: str) -> str | None:
-        match = _TURNED.fullmatch(observation)
-        if match is None or match["name"] not in self._nouns:
-            return None
-        opened = match["verb"] == "open"
-        holder = opened and self._nouns[match["name"]].get("type") in FIXTURES
-        fact = Fact("open" if opened else "closed", (match["held"] or _NOTHING) if holder else None)
-        told = observation[: len(observation) - len(match["tail"])]
-        return f"{told}\n; {fact.told(match['name'])}{match['tail']}"
+        return text
 
     def _room(self, observation: str) -> str | None:
+        shown = self._room_facts(observation)
+        if shown is None:
+            return None
+        place, facts, tail = shown
+        told = "".join(f"; {fact.told(noun)}" for noun, fact in facts.items() if fact != Fact())
+        return f"In @{place}{told}{tail}"
+
+    def _room_facts(self, observation: str) -> tuple[str, Facts, str] | None:
+        """Returns the room that a description is about, how things stand, and what follows it."""
         match = _ROOM.fullmatch(observation)
         room = self._rooms.get(match["title"].lower()) if match else None
-        if match is None or room is None:
-            return None
-        template = _template(room["text"].strip())
-        facts = template.match(match["body"])
-        if facts is None:
+        facts = self._template(room).match(match["body"]) if match and room else None
+        if match is None or room is None or facts is None:
             return None
         facts[_FLOOR] = Fact(held=match["floor"] or _NOTHING)
-        told = "".join(f"; {fact.told(noun)}" for noun, fact in facts.items() if fact != Fact())
-        return f"In @{room['name'].lower()}{told}{match['tail'] or ''}"
+        return room["name"].lower(), facts, match["tail"] or ""
 
     def _read_room(self, match: re.Match[str]) -> str | None:
         place, _, told = match["told"].partition("; ")
         room = self._rooms.get(place)
         if room is None:
             return None
-        template = _template(room["text"].strip())
-        facts = _read_facts(told, [*template.nouns, _FLOOR])
-        if facts is None:
-            return None
-        floor = facts.pop(_FLOOR, Fact()).held or _NOTHING
+        facts = _read_facts(told, [*self._template(room).nouns, _FLOOR])
+        return None if facts is None else self._room_text(room, facts, match["tail"])
+
+    def _room_text(self, room: Mapping[str, Any], facts: Facts, tail: str) -> str:
+        """Returns a room's description where things stand like this."""
+        floor = facts.get(_FLOOR, Fact()).held or _NOTHING
         lying = f"\n\nThere is {floor} on the floor." if floor != _NOTHING else ""
-        return f"-= {room['name'].title()} =-\n{template.render(facts)}{lying}{match['tail']}"
+        return f"-= {room['name'].title()} =-\n{self._template(room).render(facts)}{lying}{tail}"
+
+    @staticmethod
+    def _template(room: Mapping[str, Any]) -> Template:
+        return _template(room["text"].strip())
 
     def _seen(self, action: str, observation: str) -> str | None:
+        seen = self._seen_fact(action, observation)
+        return f"See {seen[1].told(seen[0])}{seen[2]}" if seen else None
+
+    def _seen_fact(self, action: str, observation: str) -> tuple[str, Fact, str] | None:
+        """Returns what is examined, how it stands, and what follows its description."""
         asked = _EXAMINED.fullmatch(action.strip())
         match = _SEEN.fullmatch(observation)
         if asked is None or match is None:
@@ -306,19 +280,23 @@ class FactsWording(Placed):
         fact = facts.get(noun["name"], Fact())
         if found[2] or (noun.get("type") in FIXTURES and fact.lock in (None, "open")):
             fact = replace(fact, held=found[2] or _NOTHING)
-        return f"See {fact.told(noun['name'])}{match['tail'] or ''}"
+        return noun["name"], fact, match["tail"] or ""
 
     def _read_seen(self, match: re.Match[str]) -> str | None:
         facts = _read_facts(match["fact"], self._nouns)
         if facts is None or len(facts) != 1:
             return None
         [(name, fact)] = facts.items()
+        return self._seen_text(name, fact, match["tail"])
+
+    def _seen_text(self, name: str, fact: Fact, tail: str) -> str:
+        """Returns a thing's description where it stands like this."""
         noun = self._nouns[name]
         body = _description(noun).render({name: fact})
         if fact.held not in (None, _NOTHING):
             where = "In" if noun.get("type") == "c" else "On"
             body += f"\n\n{where} the {name} {'are' if ' and ' in fact.held else 'is'} {fact.held}."
-        return body + match["tail"]
+        return body + tail
 
 
 def _description(noun: Mapping[str, Any]) -> Template:
@@ -338,45 +316,3 @@ def _read_facts(text: str, nouns: Sequence[str] | Mapping[str, Any]) -> Facts | 
             return None
         facts[noun] = Fact(rest[1], rest[2])
     return facts
-
-
-def facts_context(scenario: Scenario) -> str:
-    """Words a scenario for `FactsWording`: map, how things stand, what counts, the quest."""
-    hidden = scenario.hidden
-    wording = FactsWording(scenario)
-    blocks = [
-        "\n".join(way for room in hidden["rooms"] for way in _ways(room)),
-        "\n".join(wording.write("look", look) for look in first_looks(scenario)),
-        "\n".join(_inventory(hidden)),
-        "\n".join(endings(hidden["quests"])),
-        f"You are in the {hidden['player']}. {scenario.instruction}".strip(),
-    ]
-    return "\n\n".join(block for block in blocks if block)
-
-
-def _ways(room: Mapping[str, Any]) -> Iterator[str]:
-    """Words the map in the words of the chat: the action with its place, then where it leads."""
-    for way in room["exits"]:
-        yield f"go {way} @{room['name'].lower()}{_leads(room, way)}"
-
-
-def _leads(room: Mapping[str, Any], way: str) -> str:
-    other, door = room["exits"].get(way), room["doors"].get(way)
-    return f" @{other.lower()}{f'; {door}' if door else ''}" if other else ""
-
-
-def _inventory(hidden: Mapping[str, Any]) -> Iterator[str]:
-    """Yields what no look at a room shows."""
-    things = hidden["things"]
-    carried = [thing for thing in things if thing["where"] == ["in", "I"]]
-    yield f"carried: {listing(carried)}"
-    yield from (f"{door['name']} {door['state']}" for door in hidden["doors"])
-    for thing in things:
-        for state in thing["states"]:
-            if state in TOLD_STATES:
-                yield f"{thing['name']} {state}"
-            elif thing["type"] in FIXTURES and state in ("closed", "locked"):
-                yield f"{thing['name']} {state}: {listing(held_by(thing, things))}"
-        if "\n" in thing["text"]:  # a recipe
-            yield thing["text"]
-    yield from (f"{key} opens {locked}" for key, locked in hidden["keys"].items())

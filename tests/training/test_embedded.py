@@ -57,7 +57,7 @@ def test_changed_episodes_are_a_share_of_what_is_learned(tmp_path: Path) -> None
     assert made[:3] == ["python", "-m", "training.renamed"]
     assert made[made.index("--copies") + 1] == "2"
     command = recipe.train_command(tmp_path, None, [])
-    assert f"{made[made.index('--output') + 1]}:3" in command
+    assert f"{made[made.index('--output') + 1]}:1" in command
     plain = Recipe.read(RECIPES / "webshop.toml").train_command(tmp_path, None, [])
     assert plain[plain.index("--data") + 1] == str(tmp_path / "train.jsonl")
 

@@ -32,14 +32,14 @@ def episodes() -> list[Episode]:
 
 
 def test_rooms_are_worded_by_what_the_new_context_says(episodes: list[Episode]) -> None:
-    protocol = WORLD.protocol("facts")
+    protocol = WORLD.protocol("recall")
     rooms = 0
     for copy in renamed(episodes, copies=3, seed=0):
         told = protocol.conversation(copy)[2::2]
         for step, message in zip(copy.steps, told, strict=True):
             if step.observation.startswith("-= "):
                 rooms += 1
-                assert "In @" in message.content
+                assert "At @" in message.content
                 assert "-= " not in message.content
     assert rooms > 30
 
