@@ -138,6 +138,14 @@ def test_what_is_known_stands_behind_a_command() -> None:
     )
 
 
+def test_without_hidden_context_texts_stay_as_they_are() -> None:
+    episode = RecallWording(replace(SCENARIO, hidden={}))
+    for action, text in (("look", FIRST), ("open box", "You open the box."), ("go east", "No.")):
+        assert episode.cue(action).startswith(" @hall")
+        assert episode.write(action, text) == text
+    assert episode.read("At @hall; gate open") == "At @hall; gate open"
+
+
 def test_a_room_that_has_scored_is_told() -> None:
     quest = {"points": 1, "win": [[["at", "P", "shed"]]], "lose": []}
     episode = RecallWording(replace(SCENARIO, hidden={**SCENARIO.hidden, "quests": [quest]}))

@@ -30,8 +30,9 @@ again and again only the last answer is told, and what has become of all that is
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from gym_llmworld.core import Scenario
 from gym_llmworld.protocol import Placed
@@ -64,7 +65,7 @@ _CHANGE = re.compile(r" (less|plus|with) ")
 _SHORT_ROOM = re.compile(r"At @(?P<place>[^;\n]+)(?P<told>[^\n]*)(?P<tail>(?:\n.*)?)", re.DOTALL)
 _SHORT_SEEN = re.compile(r"About (?P<told>[^\n]+)(?P<tail>(?:\n.*)?)", re.DOTALL)
 _SHORT_HELD = re.compile(
-    r"You (?P<verb>open the (?P<name>[^\n]+?), revealing|are carrying) it all(?P<told>[^.\n]*)\."
+    r"You (?:open the (?P<name>[^\n]+?), revealing|are carrying) it all(?P<told>[^.\n]*)\."
     r"(?P<tail>(?:\n.*)?)", re.DOTALL,
 )  # fmt: skip
 _LOOKS = frozenset({"look", "l"})
@@ -79,6 +80,10 @@ _MOST_OTHERS = 8
 _LONGEST = 4000
 _LONGEST_TURN = 160
 _MOST_CHANGES = 64
+
+_NOTHING_HIDDEN: Mapping[str, Any] = {
+    "things": (), "doors": (), "rooms": (), "quests": (), "keys": {},
+}  # fmt: skip
 
 Items = tuple[str, ...]
 """What lies somewhere, in the engine's order: what came last is first; with another article than
@@ -107,12 +112,12 @@ class RecallWording(TemplateWording):
     """The wording of one episode.
 
     Args:
-        scenario: With hidden context.
+        scenario: With hidden context; without, texts stay as they are.
     """
 
     def __init__(self, scenario: Scenario) -> None:
         super().__init__(scenario)
-        hidden = scenario.hidden
+        hidden = {**_NOTHING_HIDDEN, **scenario.hidden}
         things = hidden["things"]
         names = sorted(self._nouns, key=len, reverse=True)
         self._named = re.compile(rf"\b(?:{'|'.join(map(re.escape, names))})\b" if names else "$.")
