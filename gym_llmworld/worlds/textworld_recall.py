@@ -5,20 +5,22 @@ chats that are worded here, a command is followed by what an episode, and its hi
 of what it names: where that lies or how it stands, the latest answers about it, and what counts for
 the score::
 
-    put raw potato into oven @kitchen
+    insert potato into oven @kitchen
     - raw potato: counter =
+    * You take the potato from the counter
     - oven open =
-    * You take the potato from the counter.
-    + potato roasted
-    = 2 of 5
+    + You take the potato from the counter +1
+    = +1: potato carried
+    = +1: potato roasted
+    = 1 of 5
 
-An equals sign stands where the agent is, an at sign before other rooms, a question mark before what
-the game does not know. A room that was described before, or stands in the hidden context, is told
-by what is otherwise than it was last said to be::
+An equals sign stands behind what is where the agent is, an at sign before other rooms, a question
+mark before what nobody knows, a plus sign before what has scored already. A room that was described
+before, or stands in the hidden context, is told by what is otherwise than it was last said to be::
 
     go north @pantry
     - @kitchen; frosted-glass door open
-    * You take the raw potato from the counter. @kitchen
+    * You take the potato from the counter @kitchen
     - counter: raw potato
     At @kitchen; counter less raw potato
 
