@@ -297,15 +297,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _material(options: argparse.Namespace, config: Config) -> Material:
-    world = replace(
+def world_model_run(config: Config, data: Sequence[Path], steps: int) -> Config:
+    """Returns the world model's run beside an agent's: what only agents learn by is left out.
+
+    Args:
+        config: Of agent SFT.
+        data: Its episodes; none: the agent's.
+        steps: Of the optimiser.
+    """
+    return replace(
         config,
         role=WORLD_MODEL,
         only_success=False,
         only_agents="",
-        data=tuple(options.world_data) or config.data,
-        max_steps=options.world_steps,
+        teacher="",
+        data=tuple(data) or config.data,
+        max_steps=steps,
     )
+
+
+def _material(options: argparse.Namespace, config: Config) -> Material:
+    world = world_model_run(config, options.world_data, options.world_steps)
     policy = policy_settings(options.policy)
     # Refused here, not after hours of SFT.
     learning = PolicyConfig(**{**policy, "model": "agent"})

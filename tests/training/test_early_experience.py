@@ -15,7 +15,16 @@ from tests.training.test_agent_sft import make_agent_episode, write
 from tests.training.test_sft import SIZES
 from training.config import Config
 from training.data import Conversations
-from training.early_experience import RL, SFT, Material, arms, by_stage, main, policy_settings
+from training.early_experience import (
+    RL,
+    SFT,
+    Material,
+    arms,
+    by_stage,
+    main,
+    policy_settings,
+    world_model_run,
+)
 from training.success import Exam
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -40,6 +49,16 @@ def test_arms_differ_in_their_start_only() -> None:
     assert len(arms(config, material(), [1])) == 2
     policy = found[0].material.policy_config(Path("a"), Path("b"), 7)
     assert (policy.model, policy.output, policy.seed, policy.updates) == ("a", Path("b"), 7, 2)
+
+
+def test_a_world_model_has_no_teacher() -> None:
+    agent = Config(
+        role="agent", teacher="search", only_success=True, only_agents="search", max_steps=5
+    )
+    run = world_model_run(agent, (), 9)
+    assert (run.role, run.max_steps) == ("world-model", 9)
+    assert (run.teacher, run.only_success, run.only_agents) == ("", False, "")
+    assert world_model_run(agent, [Path("a.jsonl")], 9).data == (Path("a.jsonl"),)
 
 
 def test_settings_of_reinforcement_learning_are_read() -> None:
