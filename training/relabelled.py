@@ -10,10 +10,13 @@ another task that was not met on the way is what the engine would have said to s
 astray: the same observations, and no success. (Relabelling as in hindsight experience replay,
 Andrychowicz et al., arXiv 1707.01495, in the opposite direction: for negatives.)
 
-The other task is one of the file's that makes sense in the room: its object and its place are
-there. Half of them share object or place with the episode's own. A task that any moment of the
-episode might meet is never taken: no object of its kind may ever lie in a place of its kind, or be
-in hand where it is to be looked at. The new scenarios cannot be started in the engine.
+The other task is one of the file's that makes sense in the room: its object, its place and what
+treats the object are there. Half of them have as much in common with the episode's own as there is:
+object and place (a tomato that was to be cooled, and is now to be heated, or to be brought twice),
+or one of them. A task that any moment of the episode might meet is never taken: no object of its
+kind that has been treated as asked may ever lie in a place of its kind, no two of them where two
+are asked for, and none may be in hand where it is to be looked at. The new scenarios cannot be
+started in the engine.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,11 +32,17 @@ from pathlib import Path
 from gym_llmworld.core import Episode, Scenario, Step
 from gym_llmworld.episodes import read_episodes, write_episodes
 from gym_llmworld.errors import DataError, WorldModelError
-from gym_llmworld.worlds.alfworld_belief import AlfworldBelief, AlfworldGoal, kind_of
+from gym_llmworld.worlds.alfworld_belief import (
+    APPLIANCES,
+    AlfworldBelief,
+    AlfworldGoal,
+    kind_of,
+)
 
 _LOOK = "look_at_obj_in_light"
+_TWO = "pick_two_obj_and_place"
 _AKIN = 0.5
-"""Share of the new tasks that have object or place in common with the old one."""
+"""Share of the new tasks that have as much in common with the old one as there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,45 +51,77 @@ class Course:
 
     Attributes:
         things: Objects in the room.
+        several: Those of which there are two or more.
         places: Receptacles in the room.
         lying: Objects, each with a receptacle that one of them was in at some moment.
+        treated: The same with a treatment that the one in the receptacle had had by then.
+        together: Objects, each with a receptacle that held two of them at some moment.
         held: Objects that were in hand at some moment.
     """
 
     things: frozenset[str]
+    several: frozenset[str]
     places: frozenset[str]
     lying: frozenset[tuple[str, str]]
+    treated: frozenset[tuple[str, str, str]]
+    together: frozenset[tuple[str, str]]
     held: frozenset[str]
 
     @classmethod
     def of(cls, episode: Episode) -> Course:
         """Follows an episode from everything that there is to know at its start."""
         belief = AlfworldBelief.from_hidden(episode.scenario.hidden)
-        things = frozenset(map(kind_of, belief.things()))
+        count = Counter(map(kind_of, belief.things()))
+        several = frozenset(kind for kind, n in count.items() if n > 1)
         places = frozenset(map(kind_of, belief.places))
-        lying, held = set[tuple[str, str]](), set[str]()
+        lying, together, held = set[tuple[str, str]](), set[tuple[str, str]](), set[str]()
+        treated, treatments = set[tuple[str, str, str]](), set[tuple[str, str]]()
         for observation in ("", *(step.observation for step in episode.steps)):
             belief.update(observation)
             held.update(kind_of(thing) for thing in (belief.held,) if thing is not None)
-            lying.update(
-                (kind_of(thing), kind_of(name))
+            # What is heated is no longer cold; here it has been cooled all the same.
+            treatments |= {(thing, t) for thing, had in belief.treated.items() for t in had}
+            lie = [
+                (thing, kind_of(name))
                 for name, place in belief.places.items()
                 for thing in place.contents or ()
+            ]
+            now = Counter((kind_of(thing), place) for thing, place in lie)
+            lying.update(now)
+            together.update(both for both, n in now.items() if n > 1)
+            treated.update(
+                (kind_of(thing), place, treatment)
+                for treatment in APPLIANCES
+                for thing, place in lie
+                if (thing, treatment) in treatments
             )
-        return cls(things, places, frozenset(lying), frozenset(held))
+        return cls(
+            frozenset(count),
+            several,
+            places,
+            frozenset(lying),
+            frozenset(treated),
+            frozenset(together),
+            frozenset(held),
+        )
 
     def makes_sense(self, goal: AlfworldGoal) -> bool:
-        """Returns whether a goal's object and its place are in the room; a lamp is an object."""
+        """Returns whether what a goal needs is in the room; a lamp is an object."""
+        if goal.task_type == _TWO and goal.target not in self.several:
+            return False
+        if goal.treatment is not None and APPLIANCES[goal.treatment] not in self.places:
+            return False
         there = self.things if goal.task_type == _LOOK else self.places
         return goal.target in self.things and goal.place in there
 
     def might_meet(self, goal: AlfworldGoal) -> bool:
-        """Returns whether a goal may be met at some moment; never a wrong no.
-
-        Whether an object is clean, hot or cold, and whether there are two of them, is left out.
-        """
+        """Returns whether a goal may be met at some moment; never a wrong no."""
         if goal.task_type == _LOOK:
             return goal.target in self.held
+        if goal.task_type == _TWO:
+            return (goal.target, goal.place) in self.together
+        if goal.treatment is not None:
+            return (goal.target, goal.place, goal.treatment) in self.treated
         return (goal.target, goal.place) in self.lying
 
 
@@ -102,7 +144,7 @@ class Tasks:
         told = [text for text in self._goals if text != episode.scenario.instruction]
         rng.shuffle(told)
         if rng.random() < _AKIN:
-            told.sort(key=lambda text: not _akin(self._goals[text], own))
+            told.sort(key=lambda text: -_in_common(self._goals[text], own))
         course = Course.of(episode)
         for text in told:
             goal = self._goals[text]
@@ -111,8 +153,8 @@ class Tasks:
         return None
 
 
-def _akin(one: AlfworldGoal, other: AlfworldGoal) -> bool:
-    return one.target == other.target or one.place == other.place
+def _in_common(one: AlfworldGoal, other: AlfworldGoal) -> int:
+    return (one.target == other.target) + (one.place == other.place)
 
 
 def with_task(episode: Episode, instruction: str) -> Episode:

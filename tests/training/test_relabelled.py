@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,17 @@ from gym_llmworld.errors import DataError
 from gym_llmworld.real.alfworld_engine import LoadedGame, Play
 from gym_llmworld.real.alfworld_games import Game, build_game
 from gym_llmworld.real.alfworld_scenarios import game_scenario
-from gym_llmworld.real.alfworld_tasks import sample_specs
+from gym_llmworld.real.alfworld_tasks import TASK_TYPES, GameSpec, Task, sample_specs
 from gym_llmworld.worlds.alfworld_belief import AlfworldGoal
 from training.relabelled import Course, Tasks, main, relabelled, with_task
 
-SPECS = sample_specs("train", 24, seed=5)
+# Five tasks that differ in nothing but what is to be done to an apple.
+APPLES = [
+    GameSpec(str(Task(kind, "Apple", "CounterTop", 7)), seed=3)
+    for kind in TASK_TYPES
+    if kind != "look_at_obj_in_light"
+]
+SPECS = [*sample_specs("train", 24, seed=5), *APPLES]
 GOAL = re.compile(r"\(:goal\b.*", re.DOTALL)
 
 
@@ -47,7 +54,9 @@ def test_the_engine_says_the_same_with_the_other_task(
     games: dict[str, Game], episodes: list[Episode]
 ) -> None:
     own = {e.scenario.id: games[e.scenario.instruction] for e in episodes}
-    checked = 0
+    by_id = {f"{e.scenario.id}/relabelled": e.scenario.instruction for e in episodes}
+    of_apples = {build_game(spec).instruction for spec in APPLES}
+    checked, apples = 0, 0
     for episode in relabelled(episodes, seed=0):
         data = own[episode.scenario.id.removesuffix("/relabelled")].game_data()
         goal = GOAL.search(games[episode.scenario.instruction].problem)
@@ -61,7 +70,9 @@ def test_the_engine_says_the_same_with_the_other_task(
             turn = play.step(step.action)
             assert (turn.observation, turn.won) == (step.observation, False)
         checked += 1
+        apples += {episode.scenario.instruction, by_id[episode.scenario.id]} <= of_apples
     assert checked > 10
+    assert apples > 1
 
 
 def test_what_changes_is_the_task_and_the_end(episodes: list[Episode]) -> None:
@@ -102,7 +113,6 @@ STEPS = (
     ("instruction", "met"),
     [
         ("put a pen in drawer.", True),
-        ("put a clean pen in drawer.", True),  # whether it is clean is left out
         ("put a pen in desk.", True),  # it lay there
         ("put a book in drawer.", True),  # it lies there all the time
         ("put a book in desk.", False),
@@ -118,10 +128,65 @@ def test_goals_that_might_be_met(instruction: str, met: bool) -> None:
     assert course.makes_sense(goal)
 
 
+KITCHEN = {
+    "receptacles": [
+        {"name": name, "openable": False, "open": False, "contents": contents}
+        for name, contents in {
+            "diningtable 1": [], "fridge 1": [], "microwave 1": [], "cabinet 1": ["cup 1"],
+            "countertop 1": ["tomato 1", "tomato 2"], "countertop 2": ["tomato 3", "cup 2"],
+        }.items()
+    ]
+}  # fmt: skip
+COOLED = (
+    Step("take tomato 1 from countertop 1", "You pick up the tomato 1 from the countertop 1."),
+    Step("cool tomato 1 with fridge 1", "You cool the tomato 1 using the fridge 1."),
+    Step("heat tomato 1 with microwave 1", "You heat the tomato 1 using the microwave 1."),
+    Step("move tomato 1 to diningtable 1", "You move the tomato 1 to the diningtable 1."),
+    Step("take cup 1 from cabinet 1", "You pick up the cup 1 from the cabinet 1."),
+    Step("cool cup 1 with fridge 1", "You cool the cup 1 using the fridge 1."),
+    Step("move cup 1 to diningtable 1", "You move the cup 1 to the diningtable 1."),
+)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "met"),
+    [
+        ("put a hot tomato in diningtable.", True),
+        ("put a cool tomato in diningtable.", True),  # it was heated since: better left alone
+        ("put a hot cup in diningtable.", False),
+        ("put a cool cup in diningtable.", True),
+        ("put a cup in diningtable.", True),
+        ("put a cool tomato in countertop.", False),  # the ones there have not been cooled
+        ("put two tomato in countertop.", True),
+        ("put two tomato in diningtable.", False),
+        ("put two cup in countertop.", False),  # both were somewhere, never at once
+    ],
+)
+def test_goals_that_might_be_met_by_treated_things_and_by_two(instruction: str, met: bool) -> None:
+    scenario = Scenario("x", "alfworld", "train", "put a pen in drawer.", "", hidden=KITCHEN)
+    goal = AlfworldGoal.of(Scenario("y", "alfworld", "train", instruction, ""))
+    course = Course.of(Episode(scenario, COOLED, "real", "expert"))
+    assert course.might_meet(goal) is met
+    assert course.makes_sense(goal)
+
+
+def test_half_of_the_tasks_differ_as_little_as_there_is() -> None:
+    scenario = Scenario("x", "alfworld", "train", "put a cool cup in diningtable.",
+                        "Task: put a cool cup in diningtable.", hidden=KITCHEN)  # fmt: skip
+    others = ("put a hot cup in diningtable.", "put a cup in fridge.", "put a tomato in cabinet.")
+    tasks = Tasks([scenario, *(replace(scenario, instruction=other) for other in others)])
+    episode = Episode(scenario, COOLED, "real", "expert")
+    drawn = [tasks.other(episode, random.Random(n)) for n in range(200)]
+    # Half of them by what is in common, a third of the others by chance.
+    assert 110 < drawn.count(others[0]) < 160
+    assert set(drawn) == set(others)
+
+
 def test_goals_of_other_rooms_make_no_sense() -> None:
     scenario = Scenario("x", "alfworld", "train", "put a pen in drawer.", "", hidden=ROOM)
     for instruction in ("put a pen in fridge.", "look at pen under the floorlamp.",
-                        "put a cup in desk."):  # fmt: skip
+                        "put a cup in desk.", "put a clean pen in desk.",
+                        "put two pen in desk."):  # fmt: skip
         goal = AlfworldGoal.of(Scenario("y", "alfworld", "train", instruction, ""))
         assert not Course.of(Episode(scenario, STEPS, "real", "expert")).makes_sense(goal)
 
