@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
 
 from gym_llmworld.checkpoints import CARD_FILE
 from gym_llmworld.errors import DataError
@@ -19,6 +21,18 @@ from training.config import AGENT, SCRATCH, Config
 from training.data import Conversations, PromptStyles, shares
 from training.exact_match import TurnMatch
 from training.heldout import Scores
+
+LOCK_FILE = ".lock"
+
+
+class _Writes(Protocol):
+    @property
+    def output(self) -> Path: ...
+
+
+_C = TypeVar("_C", bound=_Writes)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -200,6 +214,33 @@ def claim(
                 f"{file.parent} holds {holds} with {name} {before.get(name)!r}, now it is "
                 f"{wanted.get(name)!r}; pass another --output, or delete that folder"
             )
+
+
+def alone(run: Callable[Concatenate[_C, _P], _T]) -> Callable[Concatenate[_C, _P], _T]:
+    """Decorates what writes into ``config.output``, its first argument: one process at a time.
+
+    The operating system opens the folder again when a process ends, however it ends. Of a
+    distributed run the first process keeps the others out.
+
+    Raises:
+        DataError: Another process has the folder.
+    """
+
+    @functools.wraps(run)
+    def locked(config: _C, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if int(os.environ.get("RANK", "0")):
+            return run(config, *args, **kwargs)
+        config.output.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(config.output / LOCK_FILE, blocking=False):
+                return run(config, *args, **kwargs)
+        except Timeout as error:
+            raise DataError(
+                f"{config.output} is being written by another process; expected one run per "
+                "folder. Wait for it to end, or pass another --output"
+            ) from error
+
+    return locked
 
 
 def write_atomically(file: Path, value: Any) -> None:

@@ -68,11 +68,16 @@ class Config:
     hidden: int = _option(512, "from scratch: width of the feed-forward blocks")
     tokenizer: str = _option(
         NAMES,
-        "from scratch: names (of text worlds: names and stock phrases are one token) or states (of "
+        "new ones: names (of text worlds: names and stock phrases are one token) or states (of "
         "grid puzzles: rows of boards and numbers are)",
     )
     merges: int = _option(
-        600, "from scratch, names: tokens for parts of words, beyond the 256 bytes"
+        600, "new tokenizers of names: tokens for parts of words, beyond the 256 bytes"
+    )
+    retokenize: bool = _option(
+        False,
+        "with --model: learn a new tokenizer from the data; its tokens begin as what the model "
+        "knows of their parts",
     )
     context: int = _option(2048, "longest episode in tokens; longer ones are cut")
     recall_init: bool = _option(True, "from scratch: begin with look-up heads")
@@ -121,6 +126,11 @@ class Config:
             raise ValueError(
                 "kinds_init changes a trained model; pass --model PATH_OR_HUB_ID (from scratch, "
                 "kinds and their numbered names begin alike anyway)"
+            )
+        if self.retokenize and self.model == SCRATCH:
+            raise ValueError(
+                "retokenize changes a trained model; pass --model PATH_OR_HUB_ID (from scratch, "
+                "the tokenizer is learned from the data anyway)"
             )
         if self.teacher and self.role != AGENT:
             raise ValueError(f"teacher is for agents; pass --role {AGENT}, or no --teacher")

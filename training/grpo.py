@@ -40,7 +40,7 @@ from gym_llmworld.backends.hf_chat import ChatEncoder
 from gym_llmworld.checkpoints import AGENT, PUBLISHED_STYLE, read_card
 from gym_llmworld.errors import CheckpointError, DataError, WorldModelError
 from gym_llmworld.protocol import REASONED
-from training.card import Card
+from training.card import Card, alone
 from training.config import SCRATCH, Config, config_of
 from training.data import Conversations, PromptStyles, read_conversations
 from training.embedders import Embedder, SentenceEmbedder
@@ -62,8 +62,8 @@ from training.transitions import Transition, longest_answer, read_transitions
 
 # Options of supervised training that mean nothing here.
 _OTHER = (
-    "layers", "width", "heads", "hidden", "tokenizer", "merges", "recall_init", "batch_size",
-    "prompt_style",
+    "layers", "width", "heads", "hidden", "tokenizer", "merges", "recall_init", "retokenize",
+    "batch_size", "prompt_style",
 )  # fmt: skip
 
 
@@ -231,6 +231,7 @@ def run(config: Config, refinement: Refinement, command: str) -> Refined:
     return refine(config, refinement, data, transitions, heldout, command)
 
 
+@alone
 def refine(
     config: Config,
     refinement: Refinement,

@@ -46,7 +46,7 @@ from gym_llmworld.episodes import read_episodes
 from gym_llmworld.errors import DataError, WorldModelError
 from gym_llmworld.policy_prompt import PolicyPrompt
 from gym_llmworld.scenarios import ScenarioStore
-from training.card import claim, write_atomically
+from training.card import alone, claim, write_atomically
 from training.credit import EPISODE
 from training.guard import ROLLBACK, Guard
 from training.policy_config import PolicyConfig, parser
@@ -84,6 +84,7 @@ class Learned:
     rows: tuple[dict[str, Any], ...]
 
 
+@alone
 def run(config: PolicyConfig, command: str = "python -m training.policy") -> Learned:
     """Learns, or goes on learning, and writes the finished agent into ``config.output``.
 

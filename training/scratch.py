@@ -197,6 +197,34 @@ def kinds_init(model: Any, texts: Sequence[str]) -> None:
             tokens[index] = _unit(rows.mean(0)) * rows.norm(dim=1).mean()
 
 
+def retokenized(model: Any, tokenizer: Any, new: Any) -> None:
+    """Gives a model another tokenizer; what it knows of the old tokens, it knows of the new ones.
+
+    Tokens that both have keep their vectors. A new one begins in the middle of the old ones that
+    its text consists of, at their length (fast vocabulary transfer: Gee et al., arXiv 2402.09977,
+    section 3).
+
+    Args:
+        model: With tied input and output embeddings; changed.
+        tokenizer: Its own.
+        new: The other.
+    """
+    old = tokenizer.get_vocab()
+    vectors = model.get_input_embeddings().weight.detach().clone()
+    rows = []
+    for index, token in enumerate(new.convert_ids_to_tokens(range(len(new)))):
+        if token in old:
+            rows.append(vectors[old[token]])
+            continue
+        pieces = vectors[tokenizer(new.decode([index]), add_special_tokens=False)["input_ids"]]
+        rows.append(_unit(pieces.mean(0)) * pieces.norm(dim=1).mean())
+    model.resize_token_embeddings(len(new), mean_resizing=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(torch.stack(rows))
+    for config in (model.config, model.generation_config):
+        config.pad_token_id, config.eos_token_id = new.pad_token_id, new.eos_token_id
+
+
 def _prefer_recent(attention: Any, head: int, size: int, constant: float) -> None:
     """Gives a head a taste for what is near.
 

@@ -31,12 +31,12 @@ from trl import SFTConfig
 
 from gym_llmworld.core import Chat
 from gym_llmworld.errors import WorldModelError
-from training.card import Card
+from training.card import Card, alone
 from training.config import NAMES, SCRATCH, Config, add_options, config_of
 from training.data import Conversations, shares
 from training.heldout import Heldout, Scores
 from training.sampling import EpisodeSampler
-from training.scratch import kinds_init, small_llama
+from training.scratch import kinds_init, retokenized, small_llama
 from training.state_tokenizer import ALWAYS, CELLS, state_tokenizer
 from training.tokenizer import train_tokenizer
 from training.trainer import (
@@ -59,15 +59,11 @@ _SOURCE, _CONTEXT = "source", "context"
 def load(config: Config, chats: Sequence[Chat], checkpoint: Path | None = None) -> tuple[Any, Any]:
     """Returns the model to start from and its tokenizer.
 
-    From scratch, the tokenizer is learned from ``chats``, or taken from ``checkpoint``, so that a
-    run may go on with more data.
+    A new tokenizer is learned from ``chats``, or taken from ``checkpoint``, so that a run may go on
+    with more data.
     """
     if config.model == SCRATCH:
-        if checkpoint is None:
-            tokenizer = _new_tokenizer(config, chats)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        tokenizer.model_max_length = config.context
+        tokenizer = _new_tokenizer(config, chats, checkpoint)
         model = small_llama(
             [tokenizer.decode([i]) for i in range(len(tokenizer))],
             layers=config.layers,
@@ -84,15 +80,24 @@ def load(config: Config, chats: Sequence[Chat], checkpoint: Path | None = None) 
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     # Full tuning keeps float32 weights; bfloat16 is the autocast's business.
     model = AutoModelForCausalLM.from_pretrained(config.model, dtype="float32")
+    if config.retokenize:
+        tokenizer, old = _new_tokenizer(config, chats, checkpoint), tokenizer
+        retokenized(model, old, tokenizer)
     if config.kinds_init:
         kinds_init(model, [tokenizer.decode([i]) for i in range(len(tokenizer))])
     return model, tokenizer
 
 
-def _new_tokenizer(config: Config, chats: Sequence[Chat]) -> Any:
-    if config.tokenizer == NAMES:
-        return train_tokenizer(chats, config.merges)
-    return state_tokenizer((message.content for chat in chats for message in chat), ALWAYS, CELLS)
+def _new_tokenizer(config: Config, chats: Sequence[Chat], checkpoint: Path | None) -> Any:
+    if checkpoint is not None:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    elif config.tokenizer == NAMES:
+        tokenizer = train_tokenizer(chats, config.merges)
+    else:
+        texts = (message.content for chat in chats for message in chat)
+        tokenizer = state_tokenizer(texts, ALWAYS, CELLS)
+    tokenizer.model_max_length = config.context
+    return tokenizer
 
 
 def build_trainer(
@@ -202,6 +207,7 @@ def run(config: Config, command: str = "python -m training.sft") -> Trained:
     return train(config, data, heldout, command, shares(config.sources))
 
 
+@alone
 def train(
     config: Config,
     data: Conversations,

@@ -17,7 +17,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -80,7 +80,9 @@ def mine_names(chats: Iterable[Chat], minimum: int = 5) -> list[str]:
         actor = "user" if chat[0].role == "system" else "assistant"
         asked.update({name for m in chat if m.role == actor for name in _arguments(m.content)})
         documents.append("\n".join(m.content for m in chat if m.role != actor))
-    wanted = [name for name, n in asked.items() if n >= minimum]
+    often = {name for name, n in asked.items() if n >= minimum}
+    # ``go to open door 3``: what is more than a numbered name is no name of its own.
+    wanted = [name for name in often if not _more_than_numbered(name, often)]
     told = _documents_with(wanted, documents)
     names = {f" {name}" for name in wanted if told[name] >= minimum}
     return sorted(names | _numberings(names))
@@ -93,9 +95,14 @@ def _arguments(action: str) -> Iterator[str]:
     """
     for part in _BETWEEN_NAMES.split(_VERB.sub("", action.partition("\n")[0], count=1)):
         thing, _, place = part.partition(" @")
-        for name in {part.strip(), thing.strip(), place and f"@{place.strip()}"}:
+        for name in {part.strip(), thing.strip(), place.strip(), place and f"@{place.strip()}"}:
             if _NAME.fullmatch(name):
                 yield name
+
+
+def _more_than_numbered(name: str, names: Collection[str]) -> bool:
+    last = " ".join(name.split()[-2:])
+    return last != name and last in names and re.fullmatch(_NUMBERED, f" {last}") is not None
 
 
 def _documents_with(names: Sequence[str], documents: Sequence[str]) -> Counter[str]:

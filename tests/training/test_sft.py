@@ -22,10 +22,11 @@ from trl import SFTTrainer
 from gym_llmworld.checkpoints import checkpoint_style
 from gym_llmworld.core import Chat, Episode, Message, Scenario, Step
 from gym_llmworld.errors import DataError
+from training.card import LOCK_FILE
 from training.config import Config
 from training.data import Conversations, read_conversations
 from training.exact_match import tokenize, turn_match
-from training.scratch import kinds_init, small_llama
+from training.scratch import kinds_init, retokenized, small_llama
 from training.sft import build_trainer, load, main, parser
 from training.tokenizer import END, train_tokenizer
 from training.trainer import last_checkpoint
@@ -285,6 +286,32 @@ def test_kinds_begin_where_their_numbered_names_are() -> None:
     )
 
 
+def test_a_new_tokenizer_begins_with_what_the_old_one_knew() -> None:
+    chats = [(Message("system", "."), Message("user", "open cabinet 1"), Message("assistant", "."))]
+    old = train_tokenizer(chats * 30)
+    new = train_tokenizer([*chats, (*chats[0], Message("user", "open red box"))] * 30)
+    model = small_llama(
+        [old.decode([i]) for i in range(len(old))],
+        layers=2, width=128, heads=4, hidden=32, context=64, pad_id=0, eos_id=4, seed=0,
+    )  # fmt: skip
+    before = model.get_input_embeddings().weight.detach().clone()
+    retokenized(model, old, new)
+    after = model.get_input_embeddings().weight.detach()
+    assert len(after) == len(new) == model.config.vocab_size
+    assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    known, added = old.get_vocab(), set(new.get_vocab()) - set(old.get_vocab())
+    assert added
+    for token, index in new.get_vocab().items():
+        if token in known:
+            assert torch.equal(after[index], before[known[token]])
+            continue
+        pieces = before[old(new.decode([index]))["input_ids"]]
+        alike = torch.nn.functional.cosine_similarity(after[index], pieces.mean(0), dim=0)
+        assert alike.item() == pytest.approx(1, abs=1e-5)
+        assert after[index].norm().item() == pytest.approx(pieces.norm(dim=1).mean().item())
+    assert model.generation_config.eos_token_id == new.eos_token_id
+
+
 def test_recall_initialisation_refuses_what_it_does_not_fit() -> None:
     with pytest.raises(ValueError, match="at least 2 layers"):
         small_llama(
@@ -387,8 +414,32 @@ def test_mistakes_end_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "LoRA needs a model" in capsys.readouterr().err
     assert main(["--kinds-init"]) == 2
     assert "kinds_init changes a trained model" in capsys.readouterr().err
+    assert main(["--retokenize"]) == 2
+    assert "retokenize changes a trained model" in capsys.readouterr().err
     assert main(["--teacher", "search"]) == 2
     assert "teacher is for agents; pass --role agent" in capsys.readouterr().err
+
+
+def test_a_second_run_is_kept_out_of_the_folder_while_the_first_lives(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    first = (
+        "import sys; from filelock import FileLock\n"
+        f"with FileLock({str(output / LOCK_FILE)!r}): print('has it', flush=True); sys.stdin.read()"
+    )
+    command = ["--data", str(files[0]), "--max-steps", "1", *SIZES, "--output", str(output)]
+    with subprocess.Popen(
+        [sys.executable, "-c", first], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "has it\n"
+        assert main(command) == 2
+        assert "is being written by another process" in capsys.readouterr().err
+        process.kill()
+    assert main(command) == 0
+    assert (output / "model.safetensors").is_file()
 
 
 def test_a_run_leaves_a_checkpoint_that_others_can_load(

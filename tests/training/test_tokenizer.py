@@ -38,6 +38,11 @@ def test_a_name_may_follow_any_preposition() -> None:
     assert mine_names(wired) == [" anode", " bulb", " wire terminal 1"]
 
 
+def test_what_is_more_than_a_numbered_name_is_no_name() -> None:
+    asked = [chat(("open door 3", "You open door 3."), ("go to open door 3", "What?"))] * 5
+    assert mine_names(asked) == [" door 1", " door 2", " door 3"]
+
+
 def test_a_way_out_of_a_place_is_one_name() -> None:
     messages = chat(("go south @hall", "A kitchen."), ("take cup @hall", "You take the cup."))
     messages[0] = Message("system", "go south @hall\n-= Kitchen =-\nA cup. Go.")
