@@ -211,6 +211,7 @@ class _Told:
     scenario: Scenario
     chat: list[Message]
     wording: Wording | None
+    renamed: Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,8 @@ class Protocol:
             `gym_llmworld.calibration` for one that was fitted to real steps.
         wording: Makes the `Wording` of an episode; None where chats hold actions and observations
             as they are.
+        naming: Makes what exchanges names in the texts of an episode, there and back: chats hold
+            other names for things than the world has. None where names are the world's.
         ends: Tells whether the world goes on after an observation that did not solve the task, such
             as a lost game; None where only success ends an episode. It cannot bring success.
         read_action: Returns an action in the one form that the world's models know, and None for
@@ -240,6 +243,7 @@ class Protocol:
     max_observation_chars: int = 8192
     confidence: Callable[[Completion], float | None] = sequence_probability
     wording: Callable[[Scenario], Wording] | None = None
+    naming: Callable[[Scenario], Callable[[str], str]] | None = None
     ends: Callable[[str], bool] | None = None
     read_action: Callable[[str], str | None] | None = None
     reasoning: bool = False
@@ -280,7 +284,7 @@ class Protocol:
         with _TELLING:
             told = self._told(scenario, steps)
             cue = told.wording.cue(admitted) if told.wording else ""
-            return (*told.chat, self._asked(admitted + cue))
+            return (*told.chat, self._asked(told.renamed(admitted + cue)))
 
     def lesson(
         self, scenario: Scenario, steps: Sequence[Step], step: Step
@@ -332,7 +336,16 @@ class Protocol:
 
     def _untold(self, scenario: Scenario) -> _Told:
         wording = self.wording(scenario) if self.wording else None
-        return _Told(scenario, [Message("system", self.context(scenario))], wording)
+        renamed = self._renaming(scenario)
+        system = Message("system", renamed(self.context(scenario)))
+        return _Told(scenario, [system], wording, renamed)
+
+    def _renaming(self, scenario: Scenario) -> Callable[[str], str]:
+        if self.naming is None:
+            return str
+        exchanged = self.naming(scenario)
+        # With its other name, what stood around a name may be a token.
+        return lambda text: harmless(exchanged(text))
 
     def _tell(self, told: _Told, step: Step, marker: str = "") -> None:
         admitted = self.admit(step.action)
@@ -341,6 +354,7 @@ class Protocol:
         wording, asked, answer = told.wording, admitted, step.observation
         if wording is not None:
             asked, answer = admitted + wording.cue(admitted), wording.write(admitted, answer)
+        asked, answer = told.renamed(asked), told.renamed(answer)
         told.chat += (Message("user", asked), Message("assistant", answer + marker))
 
     def target(self, step: Step) -> str:
@@ -392,12 +406,12 @@ class Protocol:
             text = text[: -len(SUCCESS_MARKER)]
         whole = harmless(text)
         too_long = len(whole) > self.max_observation_chars
-        if self.wording is not None and not too_long:
+        if not too_long and (self.wording or self.naming):
             with _TELLING:
-                wording = self._told(scenario, steps).wording
-                assert wording is not None
+                told = self._told(scenario, steps)
+                whole = told.renamed(whole)
                 # What stood around something that `read` leaves out may be a token now.
-                whole = harmless(wording.read(whole))
+                whole = harmless(told.wording.read(whole) if told.wording else whole)
             too_long = len(whole) > self.max_observation_chars
         observation = _without_marker(whole[: self.max_observation_chars])
         if not finished or too_long:

@@ -24,6 +24,7 @@ class World:
         rejection: What the engine answers to anything outside its grammar.
         contexts: Prompt style -> the system message of a scenario.
         wordings: Prompt style -> what makes the `Wording` of an episode, for styles that have one.
+        namings: Prompt style -> what exchanges names in an episode, see `Protocol.naming`.
         ends: Tells whether an observation that did not solve the task ends the episode.
         read_action: Returns an action in the one form that models of the world know; None for what
             it cannot read, which gets ``rejection``. None where models know all forms.
@@ -62,6 +63,7 @@ class World:
     ends: Callable[[str], bool] | None = None
     read_action: Callable[[str], str | None] | None = None
     wordings: Mapping[str, Callable[[Scenario], Wording]] = field(default_factory=dict)
+    namings: Mapping[str, Callable[[Scenario], Callable[[str], str]]] = field(default_factory=dict)
     max_episode_steps: int = 50
     max_observation_chars: int = 8192
     max_tokens: int = 512
@@ -104,6 +106,7 @@ class World:
             worded,
             max_observation_chars=self.max_observation_chars,
             wording=self.wordings.get(plain),
+            naming=self.namings.get(plain),
             ends=self.ends,
             read_action=self.read_action,
             reasoning=plain != style,

@@ -6,7 +6,8 @@ Prompt styles:
   the engine's words and order, and what wins or loses, so that going somewhere is copying.
 * ``nomap``, without: the first observation, as the player sees it.
 * ``recall``, for the embedded model: the quest alone. What is known, hidden context included,
-  stands behind each command that names it; see `gym_llmworld.worlds.textworld_recall`.
+  stands behind each command that names it (`gym_llmworld.worlds.textworld_recall`), and names are
+  numbered kinds (`gym_llmworld.worlds.textworld_names`).
 * ``recall-nomap``, for the embedded model, as ``nomap``, with what was shown so far behind each
   command; see `gym_llmworld.worlds.textworld_walked`.
 * ``word2world``, byte for byte the context of the published checkpoints (Word2World, appendix A.4):
@@ -23,6 +24,7 @@ from gym_llmworld.core import Scenario
 from gym_llmworld.protocol import Placed
 from gym_llmworld.worlds.base import World
 from gym_llmworld.worlds.textworld_agents import TEXTWORLD_AGENTS
+from gym_llmworld.worlds.textworld_names import numbered_kinds
 from gym_llmworld.worlds.textworld_recall import RecallWording
 from gym_llmworld.worlds.textworld_text import (
     FIXTURES,
@@ -133,6 +135,7 @@ WORLD = World(
         "recall": RecallWording,
         "recall-nomap": WalkedWording,
     },
+    namings={"recall": numbered_kinds},
     agents=TEXTWORLD_AGENTS,
     real_entry_point="gym_llmworld.real.textworld_env:TextWorldEnv",
     games_module="gym_llmworld.real.textworld_scenarios",
