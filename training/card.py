@@ -232,13 +232,14 @@ def alone(run: Callable[Concatenate[_C, _P], _T]) -> Callable[Concatenate[_C, _P
             return run(config, *args, **kwargs)
         config.output.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(config.output / LOCK_FILE, blocking=False):
-                return run(config, *args, **kwargs)
+            lock = FileLock(config.output / LOCK_FILE, blocking=False).acquire()
         except Timeout as error:
             raise DataError(
                 f"{config.output} is being written by another process; expected one run per "
                 "folder. Wait for it to end, or pass another --output"
             ) from error
+        with lock:
+            return run(config, *args, **kwargs)
 
     return locked
 

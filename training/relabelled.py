@@ -79,7 +79,7 @@ class Course:
         for observation in ("", *(step.observation for step in episode.steps)):
             belief.update(observation)
             held.update(kind_of(thing) for thing in (belief.held,) if thing is not None)
-            # What is heated is no longer cold; here it has been cooled all the same.
+            # A no must be certain: what was cooled and has been heated since still counts as cold.
             treatments |= {(thing, t) for thing, had in belief.treated.items() for t in had}
             lie = [
                 (thing, kind_of(name))
