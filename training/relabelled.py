@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,12 +32,7 @@ from pathlib import Path
 from gym_llmworld.core import Episode, Scenario, Step
 from gym_llmworld.episodes import read_episodes, write_episodes
 from gym_llmworld.errors import DataError, WorldModelError
-from gym_llmworld.worlds.alfworld_belief import (
-    APPLIANCES,
-    AlfworldBelief,
-    AlfworldGoal,
-    kind_of,
-)
+from gym_llmworld.worlds.alfworld_belief import APPLIANCES, AlfworldBelief, AlfworldGoal, kind_of
 
 _LOOK = "look_at_obj_in_light"
 _TWO = "pick_two_obj_and_place"
@@ -75,12 +70,13 @@ class Course:
         several = frozenset(kind for kind, n in count.items() if n > 1)
         places = frozenset(map(kind_of, belief.places))
         lying, together, held = set[tuple[str, str]](), set[tuple[str, str]](), set[str]()
-        treated, treatments = set[tuple[str, str, str]](), set[tuple[str, str]]()
+        treated, treatments = set[tuple[str, str, str]](), defaultdict[str, set[str]](set)
         for observation in ("", *(step.observation for step in episode.steps)):
             belief.update(observation)
             held.update(kind_of(thing) for thing in (belief.held,) if thing is not None)
             # A no must be certain: what was cooled and has been heated since still counts as cold.
-            treatments |= {(thing, t) for thing, had in belief.treated.items() for t in had}
+            for thing, had in belief.treated.items():
+                treatments[thing] |= had
             lie = [
                 (thing, kind_of(name))
                 for name, place in belief.places.items()
@@ -91,9 +87,8 @@ class Course:
             together.update(both for both, n in now.items() if n > 1)
             treated.update(
                 (kind_of(thing), place, treatment)
-                for treatment in APPLIANCES
                 for thing, place in lie
-                if (thing, treatment) in treatments
+                for treatment in treatments[thing]
             )
         return cls(
             frozenset(count),

@@ -16,11 +16,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from gym_llmworld.core import Episode, Scenario
+from gym_llmworld.worlds.textworld_names import named
 from training.relabelled import check_source
 from training.rewritten import rewritten
 
-_KINDS = frozenset("rdcsofk")
-"""Types that have names of their own: rooms, doors, containers, supporters, things, food, keys."""
 _FIXED = frozenset({"meal", "cookbook", "knife", "bbq", "BBQ", "refrigerator", "fridge"})
 _INVENTED = 0.35
 _ATTRIBUTES = (
@@ -33,12 +32,7 @@ Names = dict[str, str]
 
 def names_of(scenario: Scenario) -> Iterator[tuple[str, str]]:
     """Yields type and name of everything in a scenario that may be called something else."""
-    hidden = scenario.hidden
-    yield from (("r", room["name"]) for room in hidden["rooms"])
-    yield from (("d", door["name"]) for door in hidden["doors"])
-    for thing in hidden["things"]:
-        if thing["type"] in _KINDS and thing["name"] not in _FIXED:
-            yield thing["type"], thing["name"]
+    return named(scenario, _FIXED)
 
 
 def renamed(episodes: Sequence[Episode], copies: int, seed: int) -> Iterator[Episode]:

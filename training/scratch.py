@@ -194,7 +194,7 @@ def kinds_init(model: Any, texts: Sequence[str]) -> None:
     for index, text in enumerate(texts):
         if names := numbered.get(text):
             rows = tokens[names]
-            tokens[index] = _unit(rows.mean(0)) * rows.norm(dim=1).mean()
+            tokens[index] = _middle(rows)
 
 
 def retokenized(model: Any, tokenizer: Any, new: Any) -> None:
@@ -217,12 +217,17 @@ def retokenized(model: Any, tokenizer: Any, new: Any) -> None:
             rows.append(vectors[old[token]])
             continue
         pieces = vectors[tokenizer(new.decode([index]), add_special_tokens=False)["input_ids"]]
-        rows.append(_unit(pieces.mean(0)) * pieces.norm(dim=1).mean())
+        rows.append(_middle(pieces))
     model.resize_token_embeddings(len(new), mean_resizing=False)
     with torch.no_grad():
         model.get_input_embeddings().weight.copy_(torch.stack(rows))
     for config in (model.config, model.generation_config):
         config.pad_token_id, config.eos_token_id = new.pad_token_id, new.eos_token_id
+
+
+def _middle(vectors: Any) -> Any:
+    """Returns the mean's direction at the vectors' mean length."""
+    return _unit(vectors.mean(0)) * vectors.norm(dim=1).mean()
 
 
 def _prefer_recent(attention: Any, head: int, size: int, constant: float) -> None:

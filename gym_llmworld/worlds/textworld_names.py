@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from gym_llmworld.core import Scenario
 
 _KINDS = {
     "r": "place", "d": "door", "c": "box", "s": "top", "o": "thing", "f": "food", "k": "key",
 }  # fmt: skip
+"""By the types that have names of their own."""
 _DRINK = "drink"
 # Every cooking game calls them alike.
 _KEPT = frozenset({"bbq", "BBQ", "stove", "oven", "toaster", "cookbook", "knife", "meal"})
@@ -37,9 +38,13 @@ def numbered_kinds(scenario: Scenario) -> Callable[[str], str]:
     Args:
         scenario: With hidden context; without, texts stay as they are.
     """
+    if not scenario.hidden:
+        return str
+    things = scenario.hidden["things"]
+    drunk = {thing["name"] for thing in things if "drinkable" in thing.get("states", ())}
     names: dict[str, list[str]] = {}
-    for kind, name in dict.fromkeys(_named(scenario)):
-        names.setdefault(kind, []).append(name)
+    for kind, name in dict.fromkeys(named(scenario, _KEPT)):
+        names.setdefault(_DRINK if kind == "f" and name in drunk else _KINDS[kind], []).append(name)
     rng = random.Random(scenario.id)
     other: dict[str, str] = {}
     for kind, called in names.items():
@@ -47,16 +52,23 @@ def numbered_kinds(scenario: Scenario) -> Callable[[str], str]:
         for name, number in zip(called, numbers, strict=True):
             # A text that says ``food 7`` itself must not mean the thing.
             other |= {name: f"{kind} {number}", f"{kind} {number}": name}
+    if not other:
+        return str
     any_of = "|".join(map(re.escape, sorted(other, key=len, reverse=True)))
-    known = re.compile(rf"(?<![\w-])(?:{any_of})(?![\w-])" if any_of else "$.")
+    known = re.compile(rf"(?<![\w-])(?:{any_of})(?![\w-])")
     return lambda text: known.sub(lambda found: other[found[0]], text)
 
 
-def _named(scenario: Scenario) -> Iterator[tuple[str, str]]:
+def named(scenario: Scenario, kept: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yields type and name of everything in a scenario that may be called something else.
+
+    Args:
+        scenario: With hidden context.
+        kept: Names of things that stay.
+    """
     hidden = scenario.hidden
-    yield from ((_KINDS["r"], room["name"]) for room in hidden.get("rooms", ()))
-    yield from ((_KINDS["d"], door["name"]) for door in hidden.get("doors", ()))
-    for thing in hidden.get("things", ()):
-        if thing["type"] in _KINDS and thing["name"] not in _KEPT:
-            drunk = "drinkable" in thing["states"]
-            yield _DRINK if drunk else _KINDS[thing["type"]], thing["name"]
+    yield from (("r", room["name"]) for room in hidden["rooms"])
+    yield from (("d", door["name"]) for door in hidden["doors"])
+    for thing in hidden["things"]:
+        if thing["type"] in _KINDS and thing["name"] not in kept:
+            yield thing["type"], thing["name"]
